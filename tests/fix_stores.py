@@ -1,0 +1,48 @@
+"""Stores for tests: ``store`` is each kind in turn; a new kind is one line in ``FACTORIES``."""
+
+import errno
+import os
+
+import pytest
+
+from wal_e.blobstore.file import FileStore
+from wal_e.blobstore.memory import MemoryStore
+from wal_e.blobstore.registry import call_directly
+
+
+def unsupported(*_):
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def memory_store(tmp_path, monkeypatch):
+    return MemoryStore()
+
+
+def file_store(tmp_path, monkeypatch):
+    root = tmp_path / "store"
+    root.mkdir()
+    return FileStore(str(root), call_directly)
+
+
+def file_store_without_links(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.link", unsupported)
+    return file_store(tmp_path, monkeypatch)
+
+
+def file_store_with_claims_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.link", unsupported)
+    monkeypatch.setattr("wal_e.blobstore.publish.rename_noreplace", unsupported)
+    return file_store(tmp_path, monkeypatch)
+
+
+FACTORIES = {
+    "memory": memory_store,
+    "file": file_store,
+    "file-renameat2": file_store_without_links,
+    "file-claim": file_store_with_claims_only,
+}
+
+
+@pytest.fixture(params=FACTORIES)
+def store(request, tmp_path, monkeypatch):
+    return FACTORIES[request.param](tmp_path, monkeypatch)

@@ -1,0 +1,149 @@
+"""Stores around a store: one that tries again, and one that refuses to write."""
+
+from __future__ import annotations
+
+import time
+
+from wal_e.blobstore.base import Blob, BlobStore
+from wal_e.errors import BlobNotFound, StoreError, UsageError
+from wal_e.retry import log_wait, retrying
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import TypeVar
+
+    from wal_e.blobstore.base import Chunks
+    from wal_e.errors import WaleError
+    from wal_e.retry import Policy
+
+    T = TypeVar("T")
+
+
+class Retrying(BlobStore):
+    """Calls again after transient trouble what can be replayed whole, and resumes a broken read.
+
+    ``put`` and ``create`` are called again only when the chunks are a list or a tuple, for a
+    stream is used up by the first attempt. A ``create`` that is called again may meet the blob
+    that its first attempt stored, and then raises ``BlobExists``.
+    """
+
+    def __init__(
+        self,
+        store: BlobStore,
+        policy: Policy,
+        *,
+        sleep: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        notice: Callable[[WaleError, float], object] = log_wait,
+    ) -> None:
+        self._store = store
+        self._policy = policy
+        self._sleep = sleep
+        self._clock = clock
+        self._notice = notice
+
+    @property
+    def url(self) -> str:
+        """The prefix of the store within."""
+        return self._store.url
+
+    def put(self, key: str, chunks: Iterable[bytes]) -> Blob:
+        """Store the chunks, again after trouble if they can be replayed."""
+        if isinstance(chunks, (list, tuple)):
+            return self._retry(lambda: self._store.put(key, chunks))
+        return self._store.put(key, chunks)
+
+    def create(self, key: str, chunks: Iterable[bytes]) -> Blob:
+        """Store the chunks under a key that must not exist, again after trouble if they can be replayed."""
+        if isinstance(chunks, (list, tuple)):
+            return self._retry(lambda: self._store.create(key, chunks))
+        return self._store.create(key, chunks)
+
+    def get(self, key: str, *, start: int = 0, length: int | None = None) -> Chunks:
+        """Yield the bytes; a stream that breaks is opened again at the byte where it stopped.
+
+        Attempts and deadline are counted anew from each chunk that arrives.
+        """
+        offset = start
+        stream: Chunks | None = None
+
+        def next_chunk() -> bytes | None:
+            nonlocal stream
+            try:
+                if stream is None:
+                    left = None if length is None else start + length - offset
+                    stream = self._store.get(key, start=offset, length=left)
+                return next(stream, None)
+            except StoreError as error:
+                stream = None
+                if isinstance(error, BlobNotFound) and offset > start:
+                    raise StoreError(f"{self.url_of(key)} was deleted while it was read") from error
+                raise
+
+        while (chunk := self._retry(next_chunk)) is not None:
+            offset += len(chunk)
+            yield chunk
+
+    def stat(self, key: str) -> Blob:
+        """Return size and time of one blob. Raises: BlobNotFound."""
+        return self._retry(lambda: self._store.stat(key))
+
+    def list(self, prefix: str = "") -> Iterator[Blob]:
+        """Yield the blobs; the listing is begun again only until its first blob has arrived."""
+
+        def begin() -> tuple[Blob | None, Iterator[Blob]]:
+            blobs = self._store.list(prefix)
+            return next(blobs, None), blobs
+
+        first, others = self._retry(begin)
+        if first is not None:
+            yield first
+            yield from others
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete the keys; they are held in memory, to begin again."""
+        doomed = tuple(keys)
+        self._retry(lambda: self._store.delete(doomed))
+
+    def _retry(self, call: Callable[[], T]) -> T:
+        return retrying(call, self._policy, sleep=self._sleep, clock=self._clock, notice=self._notice)
+
+
+class ReadOnly(BlobStore):
+    """Reads pass; a write is refused, so that a rehearsal cannot change anything."""
+
+    def __init__(self, store: BlobStore) -> None:
+        self._store = store
+
+    @property
+    def url(self) -> str:
+        """The prefix of the store within."""
+        return self._store.url
+
+    def put(self, key: str, chunks: Iterable[bytes]) -> Blob:  # noqa: ARG002
+        """Refuse. Raises: UsageError."""
+        raise self._refused(f"{self.url_of(key)} was not written.")
+
+    def create(self, key: str, chunks: Iterable[bytes]) -> Blob:  # noqa: ARG002
+        """Refuse. Raises: UsageError."""
+        raise self._refused(f"{self.url_of(key)} was not written.")
+
+    def get(self, key: str, *, start: int = 0, length: int | None = None) -> Chunks:
+        """Yield the bytes. Raises: BlobNotFound."""
+        return self._store.get(key, start=start, length=length)
+
+    def stat(self, key: str) -> Blob:
+        """Return size and time of one blob. Raises: BlobNotFound."""
+        return self._store.stat(key)
+
+    def list(self, prefix: str = "") -> Iterator[Blob]:
+        """Yield the blobs in byte order of key."""
+        return self._store.list(prefix)
+
+    def delete(self, keys: Iterable[str]) -> None:  # noqa: ARG002
+        """Refuse. Raises: UsageError."""
+        raise self._refused("Nothing was deleted.")
+
+    def _refused(self, detail: str) -> UsageError:
+        return UsageError("this store is opened read-only", detail)
