@@ -1,0 +1,299 @@
+"""The session with PostgreSQL: the one door to psycopg.
+
+A backup lives and dies with its session, so the session is protected against every timeout
+the server knows, and whatever ends it is told as one error. psycopg's errors are translated
+here, in one place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+import psycopg
+
+from wal_e import log
+from wal_e.errors import BackupInterrupted, ServerRefused, ServerUnavailable, WrongCluster
+from wal_e.postgres.cluster import NEWEST_MAJOR, OLDEST_MAJOR
+from wal_e.postgres.control import read_control
+from wal_e.postgres.wal import Lsn
+from wal_e.record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from types import TracebackType
+    from typing import Any, Literal
+
+    from wal_e.errors import WaleError
+    from wal_e.postgres.cluster import Cluster
+
+_CONNECT_TIMEOUT_S = 10
+_KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}  # s, s, and ms
+
+_IN_PRODUCTION = 6  # DB_IN_PRODUCTION in catalog/pg_control.h
+_LOOKS = 5  # a checkpoint or a promotion may come between two looks at pg_control
+_LOOK_PAUSE_S = 0.1
+
+_PASSING = ("08", "53", "57")  # SQLSTATE classes: connection, resources, operator intervention
+_INSUFFICIENT_PRIVILEGE = "42501"
+_NOT_IN_PREREQUISITE_STATE = "55000"  # when stopping: promoted meanwhile, or full_page_writes was off
+
+
+class ArchivingSettings(NamedTuple):
+    """How the server archives: mode is "off", "on" or "always"; empty strings for what is not set."""
+
+    mode: str
+    command: str
+    library: str
+
+
+class StoppedBackup(NamedTuple):
+    """What the server returns at the end of a backup; the two files byte for byte."""
+
+    stop: Lsn
+    label: bytes
+    tablespace_map: bytes
+
+
+def connect(cluster: Cluster, environ: Mapping[str, str], *, sleep: Callable[[float], None] = time.sleep) -> Session:
+    """Open a session with the server that runs on the cluster's data directory.
+
+    libpq's variables decide where; without PGHOST or PGSERVICE the server is found through
+    postmaster.pid, without PGDATABASE the database is "postgres".
+
+    Raises: ServerUnavailable; WrongCluster when the server is not the one of the directory; ServerRefused.
+    """
+    log.hide(environ.get("PGPASSWORD", ""))
+    try:
+        connection = psycopg.connect(autocommit=True, prepare_threshold=None, **_parameters(cluster, environ))
+    except psycopg.Error as error:
+        raise ServerUnavailable("cannot connect to PostgreSQL", _said(error), _connect_hint(error)) from error
+    try:
+        _check_version(connection.info.server_version)
+        session = Session(connection, cluster)
+        session._prepare()
+        session._check_cluster(sleep)
+    except BaseException:
+        connection.close()
+        raise
+    return session
+
+
+class Session:
+    """One protected session; a context manager. ``in_recovery`` is as it was when it began, ``segment_size`` in bytes."""
+
+    version_text: str
+    in_recovery: bool
+
+    def __init__(self, connection: psycopg.Connection[tuple[Any, ...]], cluster: Cluster) -> None:
+        self._connection = connection
+        self._cluster = cluster
+        self.version_num = connection.info.server_version
+        self.segment_size = cluster.control.segment_size
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session, and with it a backup that was not stopped."""
+        self._connection.close()
+
+    def archiving(self) -> ArchivingSettings:
+        """Read how the server archives its WAL. Raises: BackupInterrupted, ServerRefused."""
+        query = "SELECT current_setting('archive_mode'), current_setting('archive_command'), coalesce(current_setting('archive_library', true), '')"
+        [(mode, command, library)] = self._rows("reading the settings for archiving", query)
+        return ArchivingSettings(mode, "" if mode == "off" else command, library)  # it shows "(disabled)" when the mode is off
+
+    def role(self) -> str:
+        """Ask what the server is now: "primary" or "standby". Raises: BackupInterrupted, ServerRefused."""
+        [(in_recovery,)] = self._rows("asking for the server's role", "SELECT pg_is_in_recovery()")
+        return "standby" if in_recovery else "primary"
+
+    def start_backup(self, label: str, *, checkpoint: Literal["spread", "fast"] = "spread") -> Lsn:
+        """Begin a non-exclusive backup and return its start; a spread checkpoint may take minutes.
+
+        Raises: BackupInterrupted, ServerRefused.
+        """
+        query = "SELECT pg_backup_start(%s, %s)::text" if self.version_num >= 150000 else "SELECT pg_start_backup(%s, %s, false)::text"
+        [(start,)] = self._rows("starting the backup", query, (label, checkpoint == "fast"))
+        return Lsn.parse(start)
+
+    def stop_backup(self) -> StoppedBackup:
+        """End the backup without waiting for the archive; after an error nothing is left but to close.
+
+        Raises: BackupInterrupted when the session, or a condition of the backup, was lost; ServerRefused.
+        """
+        call = "pg_backup_stop(false)" if self.version_num >= 150000 else "pg_stop_backup(false, false)"
+        with self._explained("stopping the backup"):
+            # Paths of tablespaces are bytes in no particular encoding: have none converted.
+            self._connection.execute("SET client_encoding = 'SQL_ASCII'")
+            result = self._connection.execute(f"SELECT lsn, labelfile, spcmapfile FROM {call}").pgresult
+            assert result is not None
+            stop, label, tablespace_map = (result.get_value(0, column) or b"" for column in range(3))
+            self._connection.execute("SET client_encoding = 'UTF8'")
+        return StoppedBackup(Lsn.parse(stop.decode("ascii")), label, tablespace_map)
+
+    def ping(self) -> None:
+        """Prove that the session is alive, and keep it so. Raises: BackupInterrupted."""
+        self._rows("keeping the session alive", "SELECT 1")
+
+    def archiver_failure(self) -> str | None:
+        """Tell in a sentence what the archiver fails at, or None if its last attempt was a success.
+
+        Raises: BackupInterrupted, ServerRefused.
+        """
+        query = """SELECT last_failed_wal, to_char(last_failed_time AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), failed_count
+            FROM pg_stat_archiver WHERE last_failed_time > coalesce(last_archived_time, '-infinity')"""
+        for wal, moment, count in self._rows("asking for the state of the archiver", query):
+            return f"The server's last attempt to archive failed: {wal} at {moment} UTC, {count} failures in all."
+        return None
+
+    def _prepare(self) -> None:
+        timeouts = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"]
+        if self.version_num >= 140000:
+            timeouts.append("idle_session_timeout")
+        if self.version_num >= 170000:
+            timeouts.append("transaction_timeout")
+        settings = "; ".join(["SET search_path = pg_catalog", *(f"SET {timeout} = 0" for timeout in timeouts)])
+        with self._explained("preparing the session"):
+            self._connection.execute(settings)
+        [(self.version_text, self.in_recovery)] = self._rows("preparing the session", "SELECT version(), pg_is_in_recovery()")
+
+    def _check_cluster(self, sleep: Callable[[float], None]) -> None:
+        """Compare the server's pg_control with the one in the directory: first the cluster, then the instance.
+
+        A standby or a copy has the same identifier, but another last checkpoint or another state.
+        """
+        query = """SELECT system_identifier::text, redo_lsn::text, timeline_id, pg_is_in_recovery() FROM pg_control_system(), pg_control_checkpoint()"""
+        for look in range(_LOOKS):
+            sleep(_LOOK_PAUSE_S if look else 0)
+            [(text, redo, timeline, in_recovery)] = self._rows("asking which cluster the server has", query)
+            identifier = int(text) % 2**64
+            here = read_control(self._cluster.path)
+            if identifier != here.system_identifier:
+                raise WrongCluster(
+                    "the server and the data directory belong to different clusters",
+                    f"The server has system identifier {identifier}, {self._cluster.path} has {here.system_identifier}.",
+                    _WHERE_HINT,
+                )
+            if (Lsn.parse(redo), timeline, in_recovery) == (here.redo, here.timeline, here.state != _IN_PRODUCTION):
+                return
+        raise WrongCluster(
+            "the server does not run on this data directory",
+            f"Both have system identifier {identifier}, but the server's last checkpoint is {redo} on timeline {timeline} and it is "
+            f"{'in recovery' if in_recovery else 'in production'}, while {self._cluster.path} has {here.redo} on timeline {here.timeline} and is "
+            f"{here.state_words}: one is a standby or a copy of the other.",
+            _WHERE_HINT,
+        )
+
+    def _rows(self, doing: str, query: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        with self._explained(doing):
+            return self._connection.execute(query, parameters).fetchall()
+
+    @contextlib.contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            raise self._translated(error, doing) from error
+
+    def _translated(self, error: psycopg.Error, doing: str) -> WaleError:
+        state = error.sqlstate or ""
+        if self._connection.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC"):
+            return BackupInterrupted(
+                f"the session with PostgreSQL was lost while {doing}", _said(error), "See the server's log for the reason, then run it again."
+            )
+        if state.startswith(_PASSING) or (state == _NOT_IN_PREREQUISITE_STATE and doing == "stopping the backup"):
+            return BackupInterrupted(f"PostgreSQL gave up while {doing}", _said(error), error.diag.message_hint or "Run it again.")
+        hint = self._privilege_hint() if state == _INSUFFICIENT_PRIVILEGE else error.diag.message_hint or ""
+        return ServerRefused(f"PostgreSQL refused while {doing}", _said(error), hint)
+
+    def _privilege_hint(self) -> str:
+        functions = (
+            "pg_backup_start(text, boolean), pg_backup_stop(boolean)"
+            if self.version_num >= 150000
+            else "pg_start_backup(text, boolean, boolean), pg_stop_backup(boolean, boolean)"
+        )
+        info = self._connection.info
+        return (
+            f'Connect as a superuser (PGUSER), or let one run, in database "{info.dbname}": GRANT EXECUTE ON FUNCTION {functions} TO "{info.user}"; '
+            f'GRANT pg_read_all_settings TO "{info.user}";'
+        )
+
+
+_WHERE_HINT = (
+    "Check PGHOST, PGPORT and PGSERVICE, and the directory on the command line. With none of the three set, the server is found through postmaster.pid."
+)
+
+
+def _parameters(cluster: Cluster, environ: Mapping[str, str]) -> dict[str, Any]:
+    """What to tell libpq beyond what it reads from the process's own environment."""
+    parameters: dict[str, Any] = {"client_encoding": "UTF8", "fallback_application_name": "wal-e", **_KEEPALIVES}
+    for option in psycopg.pq.Conninfo.get_defaults():
+        variable = (option.envvar or b"").decode()
+        if environ.get(variable) and environ[variable] != os.environ.get(variable):
+            parameters.setdefault(option.keyword.decode(), environ[variable])
+    if not environ.get("PGCONNECT_TIMEOUT"):
+        parameters["connect_timeout"] = _CONNECT_TIMEOUT_S
+    if environ.get("PGSERVICE"):
+        return parameters
+    if not environ.get("PGDATABASE"):
+        parameters["dbname"] = "postgres"
+    if not environ.get("PGHOST") and not environ.get("PGHOSTADDR"):
+        host, port = _local_address(cluster)
+        parameters["host"] = host
+        if not environ.get("PGPORT"):
+            parameters["port"] = port
+    return parameters
+
+
+def _local_address(cluster: Cluster) -> tuple[str, int]:
+    """Where the server of this directory listens: a directory of sockets or a host, and a port."""
+    postmaster = cluster.postmaster()
+    if postmaster is None:
+        raise ServerUnavailable(
+            f"no PostgreSQL server runs on {cluster.path}",
+            "Its postmaster.pid is absent or left over, and neither PGHOST nor PGSERVICE is set.",
+            "Start the server, or set PGHOST if it runs in another container. For a stopped cluster there is --while-offline.",
+        )
+    host = {"*": "localhost", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(postmaster.listen_address, postmaster.listen_address)
+    if postmaster.socket_directory:
+        host = postmaster.socket_directory
+        if not host.startswith("@"):  # those live in Linux's abstract namespace
+            host = os.path.join(cluster.path, host)
+    if not host or not postmaster.port:
+        raise ServerUnavailable(
+            "postmaster.pid does not say where the server listens",
+            f"Process {postmaster.pid} runs on {cluster.path}; it may be starting, or be a standalone backend.",
+            "Run it again when the server accepts connections, or set PGHOST and PGPORT.",
+        )
+    return host, postmaster.port
+
+
+def _check_version(version_num: int) -> None:
+    if version_num < OLDEST_MAJOR * 10000:
+        raise ServerRefused(
+            f"PostgreSQL {version_num // 10000}.{version_num // 100 % 100} is not supported",
+            f"wal-e works with {OLDEST_MAJOR} to {NEWEST_MAJOR}.",
+            "Use the old WAL-E for it, or upgrade the server.",
+        )
+
+
+def _said(error: psycopg.Error) -> str:
+    lines = (error.diag.message_primary or str(error), error.diag.message_detail or "")
+    text = " ".join(" ".join(lines).split()).rstrip(".")
+    return log.masked(f"The answer was: {text}." if text else "")
+
+
+def _connect_hint(error: psycopg.Error) -> str:
+    if error.pgconn is not None and error.pgconn.needs_password:
+        return "The server asks for a password: put it into ~/.pgpass, or set PGPASSWORD."
+    text = str(error)
+    if "authentication" in text or "pg_hba.conf" in text or 'role "' in text:
+        return "Check PGUSER, the password (~/.pgpass or PGPASSWORD) and pg_hba.conf. With peer authentication, run as the system user of that name."
+    return "Is the server running and accepting connections there? Check PGHOST, PGPORT and PGUSER."
