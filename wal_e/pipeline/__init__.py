@@ -1,0 +1,1 @@
+"""Floor 2: bytes through codec and cipher processes, in parallel lanes."""

@@ -1,0 +1,1 @@
+"""Floor 2: files of a cluster to tar partitions and back."""

@@ -1,0 +1,166 @@
+"""The directory a backup is restored into, and what may be written there.
+
+Names in a tar are hostile: nothing is written outside the directory, through ``..``, or through
+a symbolic link other than the tablespace links that this restore made itself. ``global/pg_control``
+comes under another name and takes its place last, so that a restore that did not
+end cannot be started.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import grp
+import os
+import pwd
+import stat
+import tarfile
+from functools import lru_cache
+
+from wal_e.errors import DamageError, local_error
+
+CONTROL = "global/pg_control"
+HELD_CONTROL = "global/pg_control.wal-e-restore"
+
+
+class Destination:
+    """A target directory with its tablespace links; paths are relative to it, as in the tar."""
+
+    def __init__(self, root: str, links: frozenset[str], may_chown: bool) -> None:
+        self._root = root
+        self._links = links
+        self._may_chown = may_chown
+        self._safe: set[str] = {""}
+        self._directories: list[tuple[str, int, int]] = []
+
+    def path_of(self, name: str) -> str:
+        """Return where a member is written.
+
+        Raises: DamageError for a name that would leave the directory.
+        """
+        parts = name.split("/")
+        if name.startswith("/") or ".." in parts or "\0" in name or (name and ("" in parts or "." in parts)):
+            raise DamageError(f"the backup holds a file with the unsafe name {name!r}", "Such a name would be written outside the target directory.")
+        self._check_parent(os.path.dirname(name), name)
+        return os.path.join(self._root, HELD_CONTROL if name == CONTROL else name)
+
+    def open_file(self, name: str) -> int:
+        """Create a file for writing, replacing a file that an earlier attempt left; return its descriptor."""
+        path = self.path_of(name)
+        try:
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise local_error(error, f"writing {path}") from None
+
+    def finish_file(self, fd: int, info: tarfile.TarInfo) -> None:
+        """Give a written file its owner, mode and time."""
+        if self._may_chown:
+            os.fchown(fd, *owner_of(info))
+        os.fchmod(fd, stat.S_IMODE(info.mode))
+        os.utime(fd, (info.mtime, info.mtime))
+
+    def make_directory(self, name: str, info: tarfile.TarInfo) -> None:
+        """Make a directory, or accept it; mode and time are set at the end, by :meth:`finish`."""
+        path = self.path_of(name) if name else self._root
+        try:
+            if name in self._links or not name:
+                os.stat(path)
+            else:
+                self._make(path)
+            if self._may_chown:
+                os.chown(path, *owner_of(info))
+        except OSError as error:
+            raise local_error(error, f"making the directory {path}") from None
+        self._directories.append((path, stat.S_IMODE(info.mode), int(info.mtime)))
+
+    def make_symlink(self, name: str, info: tarfile.TarInfo) -> None:
+        """Make a symbolic link; nothing is ever written through it."""
+        path = self.path_of(name)
+        try:
+            if os.path.islink(path):
+                os.unlink(path)
+            os.symlink(info.linkname, path)
+            if self._may_chown:
+                os.lchown(path, *owner_of(info))
+        except OSError as error:
+            raise local_error(error, f"making the link {path}") from None
+
+    def finish(self) -> None:
+        """Set the modes and times of the directories, innermost first."""
+        for path, mode, mtime in sorted(self._directories, reverse=True):
+            try:
+                os.chmod(path, mode)
+                os.utime(path, (mtime, mtime))
+            except OSError as error:
+                raise local_error(error, f"setting the mode of {path}") from None
+
+    def sync(self) -> None:
+        """Make everything durable: one ``syncfs`` per file system involved."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        for path in (self._root, *(os.path.join(self._root, link) for link in sorted(self._links))):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            except OSError as error:
+                raise local_error(error, f"opening {path}") from None
+            try:
+                if libc.syncfs(fd) != 0:
+                    raise local_error(OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())), f"making {path} durable")
+            finally:
+                os.close(fd)
+
+    def place_control(self) -> None:
+        """Move ``pg_control`` to its name; from here on the directory can be started."""
+        held, place = os.path.join(self._root, HELD_CONTROL), os.path.join(self._root, CONTROL)
+        try:
+            os.rename(held, place)
+            fd = os.open(os.path.dirname(place), os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            raise DamageError("the backup holds no pg_control", "None of its partitions contains global/pg_control.", "Use another backup.") from None
+        except OSError as error:
+            raise local_error(error, f"writing {place}") from None
+
+    def _check_parent(self, parent: str, name: str) -> None:
+        """Make missing directories, refuse links; what was seen once is remembered."""
+        if parent in self._safe:
+            return
+        self._check_parent(os.path.dirname(parent), name)
+        path = os.path.join(self._root, parent)
+        try:
+            if parent not in self._links:
+                self._make(path)
+                if stat.S_ISLNK(os.lstat(path).st_mode):
+                    raise DamageError(f"the backup wants to write {name!r} through a symbolic link", f"{path} is a link that this restore did not make.")
+        except OSError as error:
+            raise local_error(error, f"making the directory {path}") from None
+        self._safe.add(parent)
+
+    def _make(self, path: str) -> None:
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                raise
+
+
+def owner_of(info: tarfile.TarInfo) -> tuple[int, int]:
+    """Return user and group id of a member: by name where the name is known here, else by number."""
+    return _user_id(info.uname, info.uid), _group_id(info.gname, info.gid)
+
+
+@lru_cache(maxsize=64)
+def _user_id(name: str, number: int) -> int:
+    try:
+        return pwd.getpwnam(name).pw_uid if name else number
+    except KeyError:
+        return number
+
+
+@lru_cache(maxsize=64)
+def _group_id(name: str, number: int) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid if name else number
+    except KeyError:
+        return number
