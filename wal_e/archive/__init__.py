@@ -1,0 +1,1 @@
+"""Floor 3: what a store holds: names, manifest, catalog, identity."""

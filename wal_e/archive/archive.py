@@ -1,0 +1,59 @@
+"""One prefix opened for work: the store, how bytes are coded on the way to it, whose it is."""
+
+from __future__ import annotations
+
+from wal_e.archive.identity import LEGACY_SUFFIXES, Identity, claim_identity, read_identity
+from wal_e.blobstore.registry import open_store
+from wal_e.pipeline.pipeline import WAL_PIPE_BYTES, Pipeline
+from wal_e.retry import Policy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from wal_e.blobstore.base import BlobStore
+    from wal_e.pipeline.process import Waits
+    from wal_e.settings import Settings
+
+
+class Archive:
+    """The store of one prefix, the pipeline to and from it, how to wait, and how long to try.
+
+    The identity of the prefix is read once per process.
+    """
+
+    def __init__(self, store: BlobStore, pipeline: Pipeline, waits: Waits, push_policy: Policy, fetch_policy: Policy) -> None:
+        self.store = store
+        self.pipeline = pipeline
+        self.waits = waits
+        self.push_policy = push_policy
+        self.fetch_policy = fetch_policy
+        self._identity: Identity | None = None
+
+    @classmethod
+    def open(cls, settings: Settings, waits: Waits, pipe_bytes: int = WAL_PIPE_BYTES) -> Archive:
+        """Open the prefix that the settings name.
+
+        Raises: ConfigurationError, StoreMisconfigured, StoreUnavailable.
+        """
+        return cls(
+            open_store(settings.prefix, offload=waits.offload),
+            Pipeline(waits, settings.gpg_key_id, pipe_bytes),
+            waits,
+            Policy(settings.retries, settings.push_deadline_s),
+            Policy(settings.retries, settings.fetch_deadline_s),
+        )
+
+    def claim(self, system_identifier: int) -> Identity:
+        """Return the identity of the prefix for a push by this cluster, which claims a new prefix.
+
+        Raises: WrongCluster when the prefix belongs to another cluster; what the store raises.
+        """
+        if self._identity is None:
+            self._identity = claim_identity(self.store, system_identifier, self.pipeline.suffix)
+        self._identity.require(system_identifier, self.store)
+        return self._identity
+
+    def wal_suffixes(self) -> tuple[str, ...]:
+        """The suffixes that WAL may have under this prefix."""
+        if self._identity is None:
+            self._identity = read_identity(self.store)
+        return self._identity.wal_suffixes if self._identity else LEGACY_SUFFIXES

@@ -1,0 +1,100 @@
+"""The keys of layout 005: made here, taken apart here, nowhere else.
+
+::
+
+    basebackups_005/NAME/extended_version.txt                     the claim on the name, written first
+    basebackups_005/NAME/tar_partitions/part_00000000.tar.lzo     partitions, counted from 0
+    basebackups_005/NAME/manifest.jsonl.lzo                       what is in them
+    basebackups_005/NAME_backup_stop_sentinel.json                written last: the backup exists
+    wal_005/FILE.lzo                                              segments, .history, .backup, .partial
+    identity_005.json                                             whose WAL this prefix holds
+
+NAME is ``base_SEGMENT_OFFSET``: the segment that holds the start of the backup (24 upper-case hex
+digits) and the byte offset in it, in decimal with at least eight digits. The layout is WAL-E's,
+except for the manifest and the identity, which the original passes over.
+"""
+
+from __future__ import annotations
+
+from wal_e.record import NamedTuple
+
+BACKUPS = "basebackups_005/"
+WAL = "wal_005/"
+IDENTITY = "identity_005.json"
+
+_SENTINEL = "_backup_stop_sentinel.json"
+_HEX = frozenset("0123456789ABCDEF")
+
+
+class BackupName(NamedTuple):
+    """The two facts in a backup's name: start segment, and byte offset in it."""
+
+    segment: str
+    offset: int
+
+    def __str__(self) -> str:
+        return f"base_{self.segment}_{self.offset:08d}"
+
+
+def parse_backup_name(text: str) -> BackupName | None:
+    """Take a backup name apart; None when it is not one."""
+    parts = text.split("_")
+    if len(parts) != 3 or parts[0] != "base" or len(parts[1]) != 24 or not set(parts[1]) <= _HEX:
+        return None
+    if not (8 <= len(parts[2]) <= 10 and parts[2].isascii() and parts[2].isdigit()):
+        return None
+    name = BackupName(parts[1], int(parts[2]))
+    return name if str(name) == text else None
+
+
+def version_key(backup: str) -> str:
+    """The key that claims a backup name; holds the server's version text."""
+    return f"{BACKUPS}{backup}/extended_version.txt"
+
+
+def partitions_prefix(backup: str) -> str:
+    """What the keys of a backup's partitions start with."""
+    return f"{BACKUPS}{backup}/tar_partitions/"
+
+
+def partition_key(backup: str, number: int, suffix: str) -> str:
+    """The key of one partition; ``suffix`` is the codec's."""
+    return f"{partitions_prefix(backup)}part_{number:08d}.tar{suffix}"
+
+
+def parse_partition_key(key: str) -> int | None:
+    """The number in a partition's key, padded or, as before 2014, not; None for other keys."""
+    name = key.rpartition("/")[2]
+    number, dot, rest = name.removeprefix("part_").partition(".")
+    if not (name.startswith("part_") and dot and number.isascii() and number.isdigit() and (rest == "tar" or rest.startswith("tar."))):
+        return None
+    return int(number)
+
+
+def backup_prefix(backup: str) -> str:
+    """What all keys of a backup but its sentinel start with."""
+    return f"{BACKUPS}{backup}/"
+
+
+def manifest_key(backup: str, suffix: str) -> str:
+    """The key of a backup's manifest."""
+    return f"{BACKUPS}{backup}/manifest.jsonl{suffix}"
+
+
+def sentinel_key(backup: str) -> str:
+    """The key whose presence says that the backup is complete."""
+    return f"{BACKUPS}{backup}{_SENTINEL}"
+
+
+def parse_sentinel_key(key: str) -> str | None:
+    """The backup name in a sentinel's key, None for other keys."""
+    name = key.removeprefix(BACKUPS)
+    if name == key or not name.endswith(_SENTINEL):
+        return None
+    backup = name.removesuffix(_SENTINEL)
+    return backup if parse_backup_name(backup) else None
+
+
+def wal_key(name: str, suffix: str) -> str:
+    """The key of a WAL file: segment, history, backup history or partial segment."""
+    return f"{WAL}{name}{suffix}"

@@ -1,0 +1,85 @@
+"""The command line: global options, then a verb. Prints nothing but results on stdout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import click
+
+from wal_e import __version__, log
+from wal_e.cli import backup, wal
+from wal_e.cli.context import Context
+from wal_e.cli.run import settings_of
+from wal_e.errors import UsageError
+from wal_e.settings import Settings
+
+_OPTION_VARIABLES = {"aws_access_key_id": "AWS_ACCESS_KEY_ID", "wabs_account_name": "WABS_ACCOUNT_NAME"}
+_QUIET_VERBS = ("wal-push", "wal-fetch", "wal-prefetch")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="%(version)s")
+@click.option("--envdir", metavar="DIR", help="Read variables from files in DIR, one per file, over the environment.")
+@click.option("--file-prefix", metavar="URL", help="Store in files, e.g. file://localhost/var/backups/pg; over WALE_FILE_PREFIX.")
+@click.option("--s3-prefix", metavar="URL", help="Store in S3; over WALE_S3_PREFIX.")
+@click.option("--gs-prefix", metavar="URL", help="Store in Google Cloud Storage; over WALE_GS_PREFIX.")
+@click.option("--wabs-prefix", metavar="URL", help="Store in Azure Blob Storage; over WALE_WABS_PREFIX.")
+@click.option("--swift-prefix", metavar="URL", help="Store in OpenStack Swift; over WALE_SWIFT_PREFIX.")
+@click.option("-k", "--aws-access-key-id", metavar="ID", help="Key id for S3; over AWS_ACCESS_KEY_ID.")
+@click.option("--aws-instance-profile", is_flag=True, help="Take S3 credentials from the instance's metadata.")
+@click.option("-a", "--wabs-account-name", metavar="NAME", help="Account for Azure; over WABS_ACCOUNT_NAME.")
+@click.option("--gpg-key-id", metavar="KEY", help="Encrypt for this key; over WALE_GPG_KEY_ID.")
+@click.option("--terse", is_flag=True, help="Log warnings and errors only.")
+@click.pass_context
+def wal_e(context: click.Context, /, **options: object) -> None:
+    """Continuous archiving for PostgreSQL: base backups and WAL, and back to any point in time.
+
+    archive_command = 'wal-e wal-push %p', restore_command = 'wal-e wal-fetch %f %p', and backup-push
+    from cron. Options of wal-e itself come before the verb.
+    """
+    texts = {name: value for name, value in options.items() if isinstance(value, str)}
+    settings = settings_of(texts)
+    for name, variable in _OPTION_VARIABLES.items():
+        if name in texts:
+            os.environ[variable] = texts[name]
+    if options["aws_instance_profile"]:
+        if "aws_access_key_id" in texts:
+            raise UsageError("--aws-instance-profile and --aws-access-key-id exclude each other")
+        os.environ["AWS_INSTANCE_PROFILE"] = "true"
+    quiet = bool(options["terse"]) or context.invoked_subcommand in _QUIET_VERBS
+    log.configure(settings, "warning" if quiet else "info")
+    context.obj(settings)
+    context.obj = Context(settings, texts)
+
+
+@wal_e.command("version")
+def version() -> None:
+    """Print the version."""
+    click.echo(__version__)
+
+
+for command in (*backup.COMMANDS, *wal.COMMANDS):
+    wal_e.add_command(command)
+
+
+def run(argv: list[str], remember: Callable[[Settings], None]) -> int:
+    """Run a command line; ``remember`` is told the settings as soon as there are any.
+
+    Return the exit status. Raises: WaleError, for the launcher to map.
+    """
+    try:
+        with wal_e.make_context("wal-e", list(argv), obj=remember) as context:
+            wal_e.invoke(context)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else str(error), err=True)
+        return UsageError.status
+    except click.ClickException as error:
+        hint = f"See {error.ctx.command_path} --help." if isinstance(error, click.UsageError) and error.ctx else ""
+        message = error.format_message()
+        raise UsageError(message[:1].lower() + message[1:].rstrip("."), "", hint) from None
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    return 0

@@ -1,0 +1,80 @@
+"""How results look: WAL-E's table, JSON, and the advice after a restore."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from wal_e.archive.catalog import Backup
+from wal_e.cli.fast import GLOBAL_VALUES
+from wal_e.postgres.recovery import recovery_settings, render_advice
+
+COLUMNS = (
+    "name",
+    "last_modified",
+    "expanded_size_bytes",
+    "wal_segment_backup_start",
+    "wal_segment_offset_backup_start",
+    "wal_segment_backup_stop",
+    "wal_segment_offset_backup_stop",
+)
+
+
+def shown_time(moment: datetime) -> str:
+    """A time as S3 shows it, which every known reader of this table understands."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+HEADER = "\t".join(COLUMNS) + "\r\n"
+
+
+def backup_rows(backups: Iterable[Backup], detail: bool) -> str:
+    """Render the rows of WAL-E's table: tabs, CRLF; sizes and ends are empty without ``detail``."""
+    return "".join("\t".join(_row(backup, detail)) + "\r\n" for backup in backups)
+
+
+def _row(backup: Backup, detail: bool) -> list[str]:
+    size = stop_segment = stop_offset = ""
+    if detail and backup.sentinel:
+        size, stop_segment, stop_offset = str(backup.sentinel.expanded_bytes), backup.sentinel.stop_segment, f"{backup.sentinel.stop_offset:08d}"
+    start = backup.parsed_name
+    return [backup.name, shown_time(backup.finished), size, start.segment, f"{start.offset:08d}", stop_segment, stop_offset]
+
+
+def backup_json(backup: Backup) -> dict[str, Any]:
+    """All that is known of a backup; keys of the table first, what is unknown is null."""
+    row = _row(backup, detail=True)
+    document: dict[str, Any] = dict(zip(COLUMNS, (value or None for value in row), strict=True))
+    if document["expanded_size_bytes"] is not None:
+        document["expanded_size_bytes"] = int(document["expanded_size_bytes"])
+    sentinel = backup.sentinel
+    facts = sentinel.facts if sentinel else None
+    document["damage"] = str(backup.damage) if backup.damage else None
+    document["tablespaces"] = {tablespace.oid: tablespace.location for tablespace in sentinel.tablespaces} if sentinel else None
+    document["data_directory"] = sentinel.base_prefix if sentinel else None
+    for field, value in facts._asdict().items() if facts else ():
+        document[field] = shown_time(value) if isinstance(value, datetime) else str(value) if field in ("start_lsn", "stop_lsn", "system_identifier") else value
+    return document
+
+
+def advice(major: int, target: str, prefix: str, options: Mapping[str, str]) -> str:
+    """How to go on after a restore, ready to paste."""
+    settings = recovery_settings(major, restore_command(prefix, options))
+    return f"# {target} is restored. To recover it from the archive, run this and start the server:\n{render_advice(settings, target)}"
+
+
+def restore_command(prefix: str, options: Mapping[str, str]) -> str:
+    """The ``restore_command`` that reads from the same prefix, in a server that has none of our environment."""
+    script = os.path.abspath(sys.argv[0])
+    program = [script] if os.access(script, os.X_OK) and os.path.basename(script) == "wal-e" else [sys.executable, "-m", "wal_e"]
+    if options.get("envdir"):
+        given = ["--envdir", os.path.abspath(options["envdir"])]
+    else:
+        scheme = prefix.partition(":")[0]
+        given = [next(name for name in GLOBAL_VALUES if name == f"--{scheme}-prefix"), prefix]
+    words = " ".join(shlex.quote(word) for word in [*program, *given, "wal-fetch"])
+    return words.replace("%", "%%") + ' "%f" "%p"'

@@ -1,0 +1,73 @@
+"""The ``wal-*`` verbs from settings to done, for the fast path and for click alike."""
+
+from __future__ import annotations
+
+import os
+
+from wal_e.archive.archive import Archive
+from wal_e.operators import wal_fetch as fetching
+from wal_e.operators import wal_push as pushing
+from wal_e.postgres.wal import wal_kind
+from wal_e.settings import PREFIXES, Settings, read_envdir
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wal_e.pipeline.process import Waits
+
+
+def settings_of(options: Mapping[str, str]) -> Settings:
+    """Apply ``--envdir`` to the environment of this process, then read settings from there and from options.
+
+    Raises: ConfigurationError.
+    """
+    if options.get("envdir"):
+        for name, value in read_envdir(options["envdir"]).items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+    return Settings(os.environ, options)
+
+
+def wal_push(settings: Settings, path: str, others: list[str], waits: Waits) -> None:
+    """Push one WAL file, and neighbours beside it. Raises: WaleError."""
+    archive = Archive.open(settings, waits)
+    if others:
+        pushing.push_with_neighbours(archive, path, others)
+    else:
+        pushing.push(archive, path)
+
+
+def wal_fetch(settings: Settings, name: str, destination: str, prefetch: int, waits: Waits) -> None:
+    """Fetch one WAL file from the store, then see that the next ones are prefetched. Raises: WaleError."""
+    fetching.fetch(Archive.open(settings, waits), name, destination)
+    prefetch_after(settings, name, destination, prefetch)
+
+
+def promote(name: str, destination: str, prefetch: int) -> bool:
+    """Take a prefetched segment, if that is asked for and there is one. Raises: LocalFileError."""
+    if prefetch < 1 or wal_kind(name) != "segment":
+        return False
+    from wal_e.operators import wal_prefetch
+
+    return wal_prefetch.promote(name, destination)
+
+
+def prefetch_after(settings: Settings, name: str, destination: str, prefetch: int) -> None:
+    """Start the background process that prefetches, where it is wanted and none runs."""
+    if prefetch < 1 or wal_kind(name) != "segment":
+        return
+    from wal_e.operators import wal_prefetch
+
+    environ = {key: value for key, value in os.environ.items() if key not in PREFIXES.values()}
+    environ.update(settings.prefix_variable())
+    wal_prefetch.start_prefetching(name, destination, prefetch, environ)
+
+
+def wal_prefetch(settings: Settings, pg_wal: str, name: str, count: int, waits: Waits) -> None:
+    """Prefetch segments until the store has no more. Raises: WaleError."""
+    from wal_e.operators import wal_prefetch as prefetching
+
+    prefetching.prefetch(Archive.open(settings, waits), os.path.abspath(pg_wal), name, count)

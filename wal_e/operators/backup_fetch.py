@@ -1,0 +1,166 @@
+"""``backup-fetch``: a base backup out of the store, into an empty directory.
+
+Find the backup; check the target; plan the tablespaces; read the manifest; check the space;
+bring the partitions through the lanes, each verified; rewrite the map; write PostgreSQL's own
+``backup_manifest``; make it durable; place ``pg_control``, which makes it a cluster. Whatever goes
+wrong before that, what was written is removed again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from wal_e.archive import layout
+from wal_e.archive.archive import Archive
+from wal_e.archive.catalog import Backup, Catalog
+from wal_e.archive.manifest import Manifest, StoredPartition
+from wal_e.archive.sentinel import Sentinel
+from wal_e.errors import DamageError
+from wal_e.log import Logger
+from wal_e.operators.measure import Measured
+from wal_e.operators.restore_target import TablespaceChoice, Target
+from wal_e.pipeline import pool
+from wal_e.postgres.backup_manifest import FIRST_WITH_MANIFEST, ListedFile, WalRange, write_backup_manifest
+from wal_e.progress import Progress, shown_bytes, shown_seconds
+from wal_e.retry import retrying
+from wal_e.tar.destination import Destination
+from wal_e.tar.reader import PartitionReader
+from wal_e.tar.writer import Member
+
+LOG = Logger(__name__)
+
+LINE_CHECK_S = 5.0
+
+
+class Part(NamedTuple):
+    """One partition to fetch; hash, size and members are None in a backup of the original WAL-E."""
+
+    key: str
+    expected: StoredPartition | None
+    members: list[Member] | None
+
+
+class Fetched(NamedTuple):
+    """The result: the backup, and the major version of PostgreSQL in the target."""
+
+    backup: Backup
+    major: int
+
+
+def fetch_backup(archive: Archive, target_path: str, query: str, pool_size: int, choice: TablespaceChoice) -> Fetched:
+    """Restore a backup into a directory, which wins over the path that the backup was taken from.
+
+    Raises: BackupNotFound, TargetRefused, DamageError, DiskFull, LocalFileError, StoreError.
+    """
+    backup = Catalog(archive.store).find(query)
+    sentinel = backup.readable()
+    target = Target.checked(target_path, sentinel, choice)
+    manifest = _manifest(archive, backup.name, sentinel)
+    try:
+        target.require_space(_needs(manifest, sentinel))
+        with target.filling() as destination:
+            progress = Progress(sentinel.expanded_bytes, time.monotonic)
+            LOG.info(f"fetching {backup.name}", f"{shown_bytes(sentinel.expanded_bytes)} into {target.path}.", action="backup-fetch", state="begin")
+            parts = _parts_of(manifest) if manifest else _listed_parts(archive, backup.name)
+            _fetch_all(archive, parts, destination, pool_size, progress)
+            target.settle_tablespaces()
+            if manifest and sentinel.facts and sentinel.facts.major >= FIRST_WITH_MANIFEST:
+                facts = sentinel.facts
+                wal = WalRange(facts.timeline, facts.start_lsn, facts.stop_lsn)
+                write_backup_manifest(target.path, facts.major, facts.system_identifier, wal, _listed_files(manifest))
+            destination.finish()
+            archive.waits.offload(destination.sync)
+            destination.place_control()
+    finally:
+        if manifest:
+            manifest.close()
+    LOG.info(f"{backup.name} is restored", f"{shown_bytes(progress.done_bytes)} in {shown_seconds(progress.seconds)}.", action="backup-fetch", state="complete")
+    return Fetched(backup, target.major())
+
+
+def _manifest(archive: Archive, backup: str, sentinel: Sentinel) -> Manifest | None:
+    if sentinel.facts is None:
+        LOG.warning(
+            f"{backup} is not verifiable",
+            "It was made by the original WAL-E, which stored no hashes; codec, tar and numbering are checked.",
+            action="backup-fetch",
+        )
+        return None
+    key = sentinel.facts.manifest_key
+    store, pipeline = archive.store, archive.pipeline
+    return Manifest.fetch(lambda consume: pipeline.decode(store.get(key), key, consume), key, backup, sentinel.facts.manifest_sha256)
+
+
+def _parts_of(manifest: Manifest) -> Iterator[Part]:
+    for stored, members in manifest.partitions():
+        yield Part(stored.key, stored, members)
+
+
+def _listed_parts(archive: Archive, backup: str) -> Iterator[Part]:
+    """The partitions that the store lists; their numbers must have no gap."""
+    found = {layout.parse_partition_key(blob.key): blob.key for blob in archive.store.list(layout.partitions_prefix(backup))}
+    numbered = sorted((number, key) for number, key in found.items() if number is not None)
+    if [number for number, _ in numbered] != list(range(len(numbered))) or not numbered:
+        raise DamageError(
+            f"{backup} lacks partitions",
+            f"The store holds the numbers {', '.join(str(number) for number, _ in numbered) or 'none'}, which should go from 0 without a gap.",
+            "Use another backup, or another copy of the store.",
+        )
+    for _, key in numbered:
+        yield Part(key, None, None)
+
+
+def _needs(manifest: Manifest | None, sentinel: Sentinel) -> Iterable[tuple[str, int]]:
+    """Path and size of every file to come, for the check of free space."""
+    if manifest is None:
+        yield "", sentinel.expanded_bytes
+        return
+    for _, members in manifest.partitions():
+        for member in members:
+            yield member.path, member.size
+
+
+def _fetch_all(archive: Archive, parts: Iterable[Part], destination: Destination, pool_size: int, progress: Progress) -> None:
+    """Fetch and verify all partitions, with a line a minute."""
+
+    def tick() -> None:
+        if line := progress.line_due():
+            LOG.info(line, action="backup-fetch", state="progress")
+
+    for outcome in pool.run(lambda part: _fetch_one(archive, part, destination, progress), parts, pool_size, pool.Tick(LINE_CHECK_S, tick)):
+        outcome.value()
+
+
+def _fetch_one(archive: Archive, part: Part, destination: Destination, progress: Progress) -> None:
+    def attempt() -> None:
+        measured = Measured(archive.store.get(part.key))
+        reader = PartitionReader(part.key, destination, progress.add)
+        archive.pipeline.decode(measured, part.key, reader.read)
+        if part.expected is not None and (measured.size, measured.sha256) != (part.expected.size, part.expected.sha256):
+            raise DamageError(
+                f"{part.key} is not the partition that was stored",
+                f"The manifest says {part.expected.size} bytes and the hash {part.expected.sha256}; the store has {measured.size} bytes and {measured.sha256}.",
+                "It was changed or exchanged after it was stored; use another backup, or another copy of the store.",
+            )
+        if part.members is not None:
+            _compare(part.key, part.members, reader.members)
+
+    retrying(attempt, archive.fetch_policy)
+
+
+def _compare(key: str, expected: list[Member], found: list[Member]) -> None:
+    """Compare what came out of a tar with the manifest, member by member."""
+    for wanted, got in zip(expected, found, strict=False):
+        if (wanted.path, wanted.kind, wanted.size, wanted.crc32c, wanted.target) != (got.path, got.kind, got.size, got.crc32c, got.target):
+            raise DamageError(f"{key} does not agree with the manifest", f"The manifest has {wanted.path!r}; the partition has {got.path!r}, or other content.")
+    if len(expected) != len(found):
+        raise DamageError(f"{key} does not agree with the manifest", f"The manifest has {len(expected)} members; the partition has {len(found)}.")
+
+
+def _listed_files(manifest: Manifest) -> Iterator[ListedFile]:
+    for _, members in manifest.partitions():
+        for member in members:
+            if member.kind == "file":
+                yield ListedFile(member.path, member.size, member.mtime, member.crc32c)

@@ -1,0 +1,246 @@
+"""``backup-push``: a base backup of a cluster, running or stopped, into the store.
+
+Open the backup window; claim the name; list the files; plan the partitions; push them through
+the lanes; close the window; push the last partition (label, map, ``pg_control``); wait for the
+WAL; write the manifest; write the sentinel. Until the sentinel is there, there is no
+backup; whatever goes wrong before it, what was stored is removed again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from wal_e import __version__
+from wal_e.archive import layout
+from wal_e.archive.archive import Archive
+from wal_e.archive.manifest import ManifestWriter, StoredPartition
+from wal_e.archive.sentinel import Facts, Sentinel, Tablespace, render_sentinel
+from wal_e.errors import BackupInterrupted, BlobExists, BlobNotFound, DamageError, WaleError
+from wal_e.log import Logger
+from wal_e.operators.backup_window import Closed, OfflineWindow, OnlineWindow, Opened, Window
+from wal_e.operators.measure import Measured
+from wal_e.operators.wal_wait import wait_for_wal
+from wal_e.pipeline import pool
+from wal_e.postgres.cluster import Cluster
+from wal_e.postgres.files import FileEntry, walk
+from wal_e.postgres.wal import segment_name, segment_start, segments_needed
+from wal_e.progress import Progress, shown_bytes, shown_seconds
+from wal_e.retry import retrying
+from wal_e.tar.partition import Partition, Survey, partitions, survey
+from wal_e.tar.writer import Member, PartitionWriter, Throttle, write_contents
+
+LOG = Logger(__name__)
+
+PING_EVERY_S = 30.0
+
+
+class PushOptions(NamedTuple):
+    """What the command line says: lanes, bytes per second to read at most (0: no limit), and the checkpoint's pace."""
+
+    pool_size: int
+    read_rate_limit: int
+    checkpoint: str
+    archive_timeout_s: float
+
+
+class Pushed(NamedTuple):
+    """The result: the backup's name; None for ``stored_bytes`` when that backup was there before."""
+
+    name: str
+    stored_bytes: int | None
+
+
+def push_online(archive: Archive, cluster: Cluster, options: PushOptions, environ: Mapping[str, str], native_sleep: Callable[[float], None]) -> Pushed:
+    """Back up a running cluster through one protected session.
+
+    Raises: LockHeld, ServerUnavailable, ServerRefused, WrongCluster, BackupInterrupted,
+    ArchiveTimeout, StoreError, LocalFileError, UsageError.
+    """
+    with cluster.lock(), OnlineWindow(cluster, environ, options.checkpoint) as window:
+        return _Push(archive, cluster, options, native_sleep).run(window)
+
+
+def push_offline(archive: Archive, cluster: Cluster, options: PushOptions, native_sleep: Callable[[float], None]) -> Pushed:
+    """Back up a cleanly stopped cluster; the segment with its last checkpoint goes into the backup itself.
+
+    Raises: UsageError when it runs or was not shut down cleanly; and as :func:`push_online`.
+    """
+    with cluster.lock(), OfflineWindow(cluster) as window:
+        return _Push(archive, cluster, options, native_sleep).run(window)
+
+
+class _Push:
+    """One base backup on its way."""
+
+    def __init__(self, archive: Archive, cluster: Cluster, options: PushOptions, native_sleep: Callable[[float], None]) -> None:
+        self._archive = archive
+        self._store = archive.store
+        self._cluster = cluster
+        self._options = options
+        self._native_sleep = native_sleep
+        self._notices: set[str] = set()
+
+    def run(self, window: Window) -> Pushed:
+        started = datetime.now(UTC)
+        self._archive.claim(self._cluster.control.system_identifier)
+        opened = window.open()
+        segment = segment_name(opened.timeline, opened.start, self._cluster.control.segment_size)
+        name = str(layout.BackupName(segment, opened.start - segment_start(segment, self._cluster.control.segment_size)))
+        if not self._claim(name, opened.version_text):
+            LOG.warning(f"nothing new since {name}", "The cluster has not moved on since that backup, which is complete.", action="backup-push")
+            return Pushed(name, None)
+        manifest = ManifestWriter(name, self._cluster.major)
+        try:
+            stored_bytes = self._fill(name, window, opened, manifest, started)
+        except BaseException:
+            self._discard(name)
+            raise
+        finally:
+            manifest.close()
+        return Pushed(name, stored_bytes)
+
+    def _fill(self, name: str, window: Window, opened: Opened, manifest: ManifestWriter, started: datetime) -> int:
+        LOG.info(f"pushing {name}", f"PostgreSQL {self._cluster.major}, {self._cluster.path}.", action="backup-push", state="begin")
+        found = survey(self._walk(opened))
+        progress = Progress(found.total_bytes, time.monotonic)
+        stored = self._push_partitions(name, window, opened, found, progress, manifest)
+        closed = window.close()
+        last = len(stored)
+        stored.append(self._push_last(name, last, closed, manifest))
+        if closed.online:
+            self._wait_for_wal(opened, closed, window)
+        digest = manifest.finish()
+        key = layout.manifest_key(name, self._archive.pipeline.suffix)
+        retrying(lambda: self._store.put(key, self._archive.pipeline.encode(manifest.write)), self._archive.push_policy)
+        self._require_all(name, stored)
+        stored_bytes = sum(partition.size for partition in stored)
+        sentinel = self._sentinel(opened, closed, started, stored, progress.done_bytes, key, digest)
+        self._store.create(layout.sentinel_key(name), [render_sentinel(sentinel)])
+        self._summarise(name, sentinel, stored_bytes, progress)
+        return stored_bytes
+
+    def _claim(self, name: str, version_text: str) -> bool:
+        """Take the name; False when a complete backup has it. Leftovers without a sentinel are removed first."""
+        for _ in range(2):
+            try:
+                self._store.create(layout.version_key(name), [version_text.encode()])
+                return True
+            except BlobExists:
+                try:
+                    self._store.stat(layout.sentinel_key(name))
+                    return False
+                except BlobNotFound:
+                    LOG.warning(f"removing what an unfinished push of {name} left", action="backup-push")
+                    self._discard(name)
+        raise BackupInterrupted(
+            f"the name {name} is being taken by another push", "Two backups with the same start are being made at once.", "Wait for the other one."
+        )
+
+    def _walk(self, opened: Opened) -> Iterator[FileEntry]:
+        walked = walk(self._cluster.path, self._cluster.major, self._cluster.control.catalog_version, self._notice)
+        return itertools.chain(walked, opened.wal_files)
+
+    def _notice(self, sentence: str) -> None:
+        if sentence not in self._notices:
+            self._notices.add(sentence)
+            LOG.warning(sentence, action="backup-push")
+
+    def _push_partitions(self, name: str, window: Window, opened: Opened, found: Survey, progress: Progress, manifest: ManifestWriter) -> list[StoredPartition]:
+        lanes = self._options.pool_size
+        work: Iterable[Partition] = partitions(found, lambda: self._walk(opened), lanes)
+        stored: list[StoredPartition] = []
+
+        def tick() -> None:
+            window.ping()
+            if line := progress.line_due():
+                LOG.info(line, action="backup-push", state="progress")
+
+        for outcome in pool.run(lambda partition: self._push_partition(name, partition, progress), work, lanes, pool.Tick(PING_EVERY_S, tick)):
+            partition, members = outcome.value()
+            manifest.add(partition, members)
+            stored.append(partition)
+        return stored
+
+    def _push_partition(self, name: str, partition: Partition, progress: Progress) -> tuple[StoredPartition, list[Member]]:
+        """Push one partition; read again from the cluster when the store was away for a moment."""
+        key = layout.partition_key(name, partition.number, self._archive.pipeline.suffix)
+
+        def attempt() -> tuple[StoredPartition, list[Member]]:
+            throttle = Throttle(self._options.read_rate_limit / self._options.pool_size, self._native_sleep, time.monotonic)
+            writer = PartitionWriter(self._cluster.path, partition.entries, throttle, progress.add)
+            measured = Measured(self._archive.pipeline.encode(writer.write))
+            self._store.put(key, measured)
+            return StoredPartition(partition.number, key, measured.size, measured.sha256, len(writer.members)), writer.members
+
+        return retrying(attempt, self._archive.push_policy)
+
+    def _push_last(self, name: str, number: int, closed: Closed, manifest: ManifestWriter) -> StoredPartition:
+        """Push what must be restored last: label, map, pg_control, in this order."""
+        key = layout.partition_key(name, number, self._archive.pipeline.suffix)
+        owner = os.stat(self._cluster.path)
+        now = int(time.time())
+        contents = [(FileEntry(path, "file", len(content), 0o600, now, owner.st_uid, owner.st_gid), content) for path, content in closed.files]
+
+        def attempt() -> tuple[StoredPartition, list[Member]]:
+            members: list[Member] = []
+            measured = Measured(self._archive.pipeline.encode(lambda stream: members.extend(write_contents(stream, contents))))
+            self._store.put(key, measured)
+            return StoredPartition(number, key, measured.size, measured.sha256, len(members)), members
+
+        stored, members = retrying(attempt, self._archive.push_policy)
+        manifest.add(stored, members)
+        return stored
+
+    def _wait_for_wal(self, opened: Opened, closed: Closed, window: Window) -> None:
+        names = segments_needed(opened.timeline, opened.start, closed.stop, self._cluster.control.segment_size)
+        wait_for_wal(self._archive, names, self._options.archive_timeout_s, window.archiver_failure)
+
+    def _require_all(self, name: str, stored: list[StoredPartition]) -> None:
+        """Compare what the store holds with what was pushed, as the last thing before it counts."""
+        held = {blob.key: blob.size for blob in self._store.list(layout.partitions_prefix(name))}
+        for partition in stored:
+            if held.get(partition.key) != partition.size:
+                raise DamageError(
+                    f"{partition.key} is not in the store as it was pushed",
+                    f"It was stored with {partition.size} bytes; the store now says {held.get(partition.key, 'that it is absent')}.",
+                    "Something else deletes or overwrites objects under this prefix. No backup was recorded.",
+                )
+
+    def _sentinel(
+        self, opened: Opened, closed: Closed, started: datetime, stored: list[StoredPartition], expanded_bytes: int, manifest_key: str, digest: str
+    ) -> Sentinel:
+        segment_size = self._cluster.control.segment_size
+        stop_segment = segment_name(opened.timeline, max(closed.stop - 1, opened.start), segment_size)
+        facts = Facts(
+            started=started, finished=datetime.now(UTC), start_lsn=opened.start, stop_lsn=closed.stop, timeline=opened.timeline,
+            system_identifier=self._cluster.control.system_identifier, major=self._cluster.major, segment_size=segment_size,
+            partitions=len(stored), stored_bytes=sum(partition.size for partition in stored), manifest_key=manifest_key, manifest_sha256=digest,
+            online=closed.online, wal_e_version=__version__,
+        )  # fmt: skip
+        tablespaces = tuple(Tablespace(oid, location) for oid, location in self._cluster.tablespaces().items())
+        return Sentinel(stop_segment, closed.stop - segment_start(stop_segment, segment_size), expanded_bytes, self._cluster.path, tablespaces, facts)
+
+    def _summarise(self, name: str, sentinel: Sentinel, stored_bytes: int, progress: Progress) -> None:
+        ratio = stored_bytes / sentinel.expanded_bytes if sentinel.expanded_bytes else 1
+        rate = sentinel.expanded_bytes / progress.seconds
+        LOG.info(
+            f"{name} is complete",
+            f"{shown_bytes(sentinel.expanded_bytes)} read, {shown_bytes(stored_bytes)} stored (ratio {ratio:.2f}), {shown_bytes(rate)}/s, "
+            f"{shown_seconds(progress.seconds)}; it needs WAL from {layout.parse_backup_name(name)[0]} to {sentinel.stop_segment}.",  # type: ignore[index]
+            action="backup-push",
+            state="complete",
+        )
+
+    def _discard(self, name: str) -> None:
+        """Remove everything of a backup that has no sentinel."""
+        try:
+            self._store.delete([blob.key for blob in self._store.list(layout.backup_prefix(name))])
+        except WaleError as error:
+            LOG.warning(
+                f"what was stored of {name} could not be removed", str(error), "It is not a backup, only takes space; the next push of that name removes it."
+            )

@@ -1,0 +1,233 @@
+"""The directory to restore into, and where its tablespaces go.
+
+Everything that can be refused is refused here, before the first byte is fetched; everything that
+was written is removed here, when the restore does not come to its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from wal_e.archive.sentinel import Sentinel
+from wal_e.errors import DiskFull, LocalFileError, TargetRefused, UsageError, local_error
+from wal_e.log import Logger
+from wal_e.postgres.label import render_tablespace_map
+from wal_e.progress import shown_bytes
+from wal_e.tar.destination import Destination
+
+LOG = Logger(__name__)
+
+TABLESPACES = "pg_tblspc"
+MAP = "tablespace_map"
+PAGE = 4096
+
+
+class TablespaceChoice(NamedTuple):
+    """Where tablespaces go.
+
+    ``blind``: real directories in ``pg_tblspc``. ``spec``: locations by a document in the form of the
+    sentinel's ``spec``, merged over it. Neither: links that are there already.
+    """
+
+    blind: bool
+    spec: Mapping[str, Any] | None
+
+
+class Target:
+    """A checked target: its path, and the location of each tablespace link, by OID."""
+
+    def __init__(self, path: str, locations: dict[str, str], choice: TablespaceChoice) -> None:
+        self.path = path
+        self._locations = locations
+        self._choice = choice
+
+    @classmethod
+    def checked(cls, path: str, sentinel: Sentinel, choice: TablespaceChoice) -> Target:
+        """Refuse what cannot be restored into.
+
+        Raises: TargetRefused, UsageError, LocalFileError.
+        """
+        path = os.path.abspath(path)
+        _require_unused(path)
+        locations = {} if choice.blind else _planned(path, sentinel, choice)
+        for location in locations.values():
+            _require_empty(location, "tablespace location", allowed=())
+        return cls(path, locations, choice)
+
+    def require_space(self, needs: Iterable[tuple[str, int]]) -> None:
+        """Compare what comes with what is free, per file system. Raises: DiskFull."""
+        needed: dict[str, int] = {}
+        for path, size in needs:
+            root = self._root_of(path)
+            needed[root] = needed.get(root, 0) + (size + PAGE - 1) // PAGE * PAGE
+        by_device: dict[int, tuple[str, int]] = {}
+        for root, size in needed.items():
+            existing = _nearest_existing(root)
+            device = os.stat(existing).st_dev
+            by_device[device] = (existing, by_device.get(device, ("", 0))[1] + size)
+        for existing, size in by_device.values():
+            status = os.statvfs(existing)
+            free = status.f_bavail * status.f_frsize
+            if free < size:
+                raise DiskFull(
+                    f"not enough space to restore at {existing}",
+                    f"{shown_bytes(size)} are needed, {shown_bytes(free)} are free. Nothing was fetched.",
+                    "Free some space, restore elsewhere, or move tablespaces with --restore-spec.",
+                )
+
+    @contextlib.contextmanager
+    def filling(self) -> Iterator[Destination]:
+        """Make the directory and the links; remove everything again when the restore fails."""
+        made = [directory for directory in (self.path, *self._locations.values()) if not os.path.isdir(directory)]
+        had_links = os.path.isdir(os.path.join(self.path, TABLESPACES))
+        try:
+            self._make()
+            links = frozenset(f"{TABLESPACES}/{oid}" for oid in self._locations)
+            yield Destination(self.path, links, os.geteuid() == 0)
+        except BaseException:
+            self._empty(keep_links=had_links)
+            for directory in reversed(made):
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+            raise
+
+    def settle_tablespaces(self) -> None:
+        """Make the map agree with the links, and give locations the owner of the data directory."""
+        path = os.path.join(self.path, MAP)
+        try:
+            owner = os.stat(self.path)
+            if os.path.exists(path):
+                if self._choice.blind:
+                    os.unlink(path)
+                else:
+                    mapping = {oid: os.fsencode(location) for oid, location in self._locations.items()}
+                    with open(path, "wb") as stream:
+                        stream.write(render_tablespace_map(mapping, self.major()))
+            if os.geteuid() == 0:
+                for oid, location in self._locations.items():
+                    os.chown(location, owner.st_uid, owner.st_gid)
+                    os.lchown(os.path.join(self.path, TABLESPACES, oid), owner.st_uid, owner.st_gid)
+        except OSError as error:
+            raise local_error(error, f"writing {path}") from None
+
+    def major(self) -> int:
+        """PostgreSQL's major version, from the restored PG_VERSION."""
+        try:
+            with open(os.path.join(self.path, "PG_VERSION")) as stream:
+                return int(stream.read().split(".")[0])
+        except (OSError, ValueError):
+            raise TargetRefused("what was restored has no PG_VERSION", f"{self.path} is not a data directory.", "Use another backup.") from None
+
+    def _root_of(self, path: str) -> str:
+        parts = path.split("/", 2)
+        return self._locations.get(parts[1], self.path) if parts[0] == TABLESPACES and len(parts) > 1 else self.path
+
+    def _make(self) -> None:
+        try:
+            os.makedirs(self.path, 0o700, exist_ok=True)
+            for oid, location in self._locations.items():
+                os.makedirs(location, 0o700, exist_ok=True)
+                link = os.path.join(self.path, TABLESPACES, oid)
+                if not os.path.islink(link):
+                    os.makedirs(os.path.dirname(link), 0o700, exist_ok=True)
+                    os.symlink(location, link)
+        except OSError as error:
+            raise local_error(error, f"making {self.path} and its tablespaces") from None
+
+    def _empty(self, keep_links: bool) -> None:
+        """Remove what this restore wrote; the places were empty before."""
+        for root in (*self._locations.values(), self.path):
+            for name in _entries(root):
+                path = os.path.join(root, name)
+                if keep_links and path == os.path.join(self.path, TABLESPACES):
+                    continue
+                if os.path.isdir(path) and not os.path.islink(path):
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
+
+
+def _require_unused(path: str) -> None:
+    if os.path.lexists(os.path.join(path, "postmaster.pid")):
+        raise TargetRefused(
+            f"a server runs on {path}, or did when it crashed",
+            "There is a postmaster.pid in it.",
+            "Restore into a new directory; nothing in this one was touched.",
+        )
+    _require_empty(path, "target directory", allowed=(TABLESPACES,))
+
+
+def _require_empty(path: str, what: str, allowed: tuple[str, ...]) -> None:
+    if not os.path.lexists(path):
+        return
+    if not os.path.isdir(path):
+        raise TargetRefused(f"the {what} {path} is not a directory", "Something else has this name.", "Choose another place.")
+    strays = [name for name in _entries(path) if name not in allowed]
+    tablespaces = os.path.join(path, TABLESPACES)
+    strays += [name for name in _entries(tablespaces) if allowed and not os.path.islink(os.path.join(tablespaces, name))]
+    if strays:
+        raise TargetRefused(
+            f"the {what} {path} is not empty",
+            f"It holds {', '.join(sorted(strays)[:5])}{' and more' if len(strays) > 5 else ''}.",
+            "Restore into a new or an empty directory; nothing in this one was touched.",
+        )
+
+
+def _entries(path: str) -> list[str]:
+    try:
+        return [name for name in os.listdir(path) if name != "lost+found"]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise local_error(error, f"reading {path}") from None
+
+
+def _planned(path: str, sentinel: Sentinel, choice: TablespaceChoice) -> dict[str, str]:
+    """The location of every tablespace, by OID: from the spec, else where links point already."""
+    recorded = {tablespace.oid: tablespace.location for tablespace in sentinel.tablespaces}
+    if choice.spec is None:
+        return _linked(path, list(recorded))
+    locations = {}
+    for oid in choice.spec.get("tablespaces", list(recorded)):
+        given = choice.spec.get(oid, {})
+        location = given.get("loc") if isinstance(given, dict) else None
+        location = location or recorded.get(oid)
+        if oid not in recorded or not isinstance(location, str) or not os.path.isabs(location):
+            raise UsageError(
+                f"the restore spec does not say where tablespace {oid} goes",
+                f"The backup has the tablespaces {', '.join(recorded) or 'none'}.",
+                'Write {"tablespaces": ["OID"], "OID": {"loc": "/absolute/path/", "link": "pg_tblspc/OID"}}.',
+            )
+        locations[oid] = location.rstrip("/") or "/"
+    missing = set(recorded) - set(locations)
+    if missing:
+        raise UsageError(
+            f"the restore spec leaves out tablespace {', '.join(sorted(missing))}", "The backup has files in it.", "Name every tablespace of the backup."
+        )
+    return locations
+
+
+def _linked(path: str, oids: list[str]) -> dict[str, str]:
+    links = {oid: os.path.join(path, TABLESPACES, oid) for oid in oids}
+    bad = [link for link in links.values() if not (os.path.islink(link) and os.path.isdir(link))]
+    if bad:
+        raise TargetRefused(
+            "the backup has tablespaces, and the target has no place for them",
+            f"Not a symbolic link to a directory: {', '.join(bad)}.",
+            "Make these links to empty directories, or use --restore-spec SOURCE (the original locations), --restore-spec FILE, or --blind-restore.",
+        )
+    return {oid: os.path.realpath(link) for oid, link in links.items()}
+
+
+def _nearest_existing(path: str) -> str:
+    while not os.path.exists(path):
+        parent = os.path.dirname(path)
+        if parent == path:
+            raise LocalFileError(f"{path} does not exist")
+        path = parent
+    return path

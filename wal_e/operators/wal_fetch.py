@@ -1,0 +1,131 @@
+"""``wal-fetch``: one WAL file out of the store, or the truth about why not.
+
+PostgreSQL calls this as ``restore_command``. Status 1 tells it that the archive ends here, upon
+which a recovering server is promoted; so 1 is said only when the store itself answered that
+there is no such key. A file appears at its destination whole and checked, or not at all:
+PostgreSQL promotes on a segment with garbage in it, too.
+"""
+
+from __future__ import annotations
+
+import os
+
+from wal_e.archive import layout
+from wal_e.errors import BlobNotFound, DamageError, WaleError, WalRefused, local_error
+from wal_e.log import Logger
+from wal_e.postgres.recovery import requested_role
+from wal_e.postgres.wal import wal_kind
+from wal_e.postgres.wal_file import inspect
+from wal_e.retry import retrying
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from wal_e.archive.archive import Archive
+    from wal_e.settings import Settings
+
+LOG = Logger(__name__)
+
+EXIT_ABSENT = 1
+EXIT_TEMPORARY = 75
+EXIT_FAILURE = 200
+
+
+def fetch(archive: Archive, name: str, destination: str) -> None:
+    """Bring one WAL file to its destination, whole and checked.
+
+    Raises: BlobNotFound only when the store answered so for every suffix the prefix holds;
+    DamageError, LocalFileError, DiskFull, WalRefused, and what the store raises.
+    """
+    if wal_kind(name) is None:
+        raise WalRefused(f"{name!r} is not the name of a WAL file", "", "Use wal-fetch with %f and %p: restore_command = 'wal-e wal-fetch %f %p'.")
+    temporary = f"{destination}.wal-e-{os.getpid()}.tmp"
+    try:
+        retrying(lambda: download(archive, name, temporary, destination), archive.fetch_policy)
+        place(temporary, destination)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    LOG.info(f"fetched {name}", seg=name, action="wal-fetch", state="complete")
+
+
+def download(archive: Archive, name: str, temporary: str, destination: str) -> None:
+    """Decode the stored file into a temporary one, look at it, and make it durable.
+
+    Raises: BlobNotFound, DamageError, and what :func:`fetch` raises.
+    """
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise local_error(error, f"writing {temporary}") from None
+    try:
+        _decode_first(archive, name, fd)
+        _look_at(fd, name, destination)
+        os.fsync(fd)
+    except OSError as error:
+        raise local_error(error, f"writing {temporary}") from None
+    finally:
+        os.close(fd)
+
+
+def _decode_first(archive: Archive, name: str, fd: int) -> None:
+    """Decode the file under the first suffix that is there; the prefix says which there are."""
+    for suffix in archive.wal_suffixes():
+        key = layout.wal_key(name, suffix)
+        try:
+            return archive.pipeline.decode_file(archive.store.get(key), key, fd)
+        except BlobNotFound:
+            continue
+    raise BlobNotFound(f"the store has no {name}", f"{archive.store.url} was asked and holds no such WAL file.")
+
+
+def _look_at(fd: int, name: str, destination: str) -> None:
+    """Look closer than PostgreSQL does: size, header, position and cluster."""
+    try:
+        inspect(fd, name, destination)
+    except WalRefused as refused:
+        raise DamageError(
+            f"what is stored as {name} is not that WAL file", str(refused), "Do not go on without this segment; look for another copy of it."
+        ) from None
+
+
+def place(source: str, destination: str) -> None:
+    """Move a checked and durable file to its destination, durably.
+
+    Raises: LocalFileError.
+    """
+    try:
+        os.rename(source, destination)
+        fd = os.open(os.path.dirname(os.path.abspath(destination)), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise local_error(error, f"writing {destination}") from None
+
+
+def exit_status(error: BaseException, destination: str, settings: Settings | None) -> int:
+    """The exit status that tells PostgreSQL the truth about a failure.
+
+    1 for confirmed absence; the temporary status when a standby asks and may ask again; the
+    failure status, which stops the server, for everything else, our own mistakes included.
+    """
+    temporary, failure = EXIT_TEMPORARY, EXIT_FAILURE
+    if settings is not None:
+        try:
+            temporary, failure = settings.fetch_status_temporary, settings.fetch_status_failure
+        except WaleError:
+            pass  # the setting itself is what is wrong
+    if isinstance(error, BlobNotFound):
+        return EXIT_ABSENT
+    if isinstance(error, WaleError) and error.transient and _role(destination) == "standby":
+        return temporary
+    return failure
+
+
+def _role(destination: str) -> str | None:
+    """What the server is doing, by the signal files beside ``pg_wal``, else in the working directory."""
+    try:
+        return requested_role(os.path.dirname(os.path.dirname(os.path.abspath(destination)))) or requested_role(os.getcwd())
+    except OSError:
+        return None

@@ -1,0 +1,157 @@
+"""``wal-push``: one WAL file into the store, for good, or a reason why not.
+
+PostgreSQL calls this as ``archive_command`` and removes the file after status 0, so status 0
+means: stored, whole, durable, under a name that held nothing else before. The named file
+alone decides the status; neighbours that are also ready go up beside it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from wal_e.archive import layout
+from wal_e.errors import BlobExists, BlobNotFound, DamageError, LocalFileError, WalConflict, WaleError, WalRefused, local_error
+from wal_e.log import Logger
+from wal_e.postgres import archive_status
+from wal_e.postgres.wal import wal_kind
+from wal_e.postgres.wal_file import inspect
+from wal_e.retry import retrying
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from wal_e.archive.archive import Archive
+
+LOG = Logger(__name__)
+
+COMPARE_BYTES = 1024 * 1024
+
+
+def neighbours(path: str, pool_size: int) -> list[str]:
+    """Paths of up to ``pool_size - 1`` further files that PostgreSQL has marked ready, history files first."""
+    directory, name = os.path.split(path)
+    return [os.path.join(directory, ready) for ready in archive_status.ready_names(directory or ".") if ready != name][: max(pool_size - 1, 0)]
+
+
+def push(archive: Archive, path: str) -> None:
+    """Store one WAL file; success also when the store holds the same content already.
+
+    Raises: WalRefused, WrongCluster, WalConflict, LocalFileError, and what the store raises.
+    """
+    name = os.path.basename(path)
+    if wal_kind(name) is None:
+        raise WalRefused(
+            f"{name!r} is not the name of a WAL file",
+            "WAL files are segments (24 hex digits), .history, .backup and .partial files.",
+            "Use wal-push with %p: archive_command = 'wal-e wal-push %p'.",
+        )
+    fd = _opened(path)
+    try:
+        system_identifier = _inspected(fd, name, path)
+        retrying(lambda: _store(archive, name, fd, system_identifier), archive.push_policy)
+    finally:
+        os.close(fd)
+
+
+def _opened(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise LocalFileError(
+            f"there is no WAL file {path}", f"The working directory is {os.getcwd()}.", "PostgreSQL passes a path below its data directory as %p."
+        ) from None
+    except OSError as error:
+        raise local_error(error, f"reading {path}") from None
+
+
+def _inspected(fd: int, name: str, path: str) -> int | None:
+    try:
+        return inspect(fd, name, path)
+    except OSError as error:
+        raise local_error(error, f"reading {path}") from None
+
+
+def _store(archive: Archive, name: str, fd: int, system_identifier: int | None) -> None:
+    store, pipeline = archive.store, archive.pipeline
+    suffixes = archive.wal_suffixes() if system_identifier is None else archive.claim(system_identifier).wal_suffixes
+    for suffix in suffixes:
+        if suffix != pipeline.suffix and _is_stored(archive, name, suffix):
+            _compare(archive, name, layout.wal_key(name, suffix), fd)
+            return
+    key = layout.wal_key(name, pipeline.suffix)
+    os.lseek(fd, 0, os.SEEK_SET)
+    try:
+        store.create(key, pipeline.encode_file(fd))
+    except BlobExists:
+        _compare(archive, name, key, fd)
+        return
+    LOG.info(f"pushed {name}", key=store.url_of(key), seg=name, action="push-wal", state="complete")
+
+
+def _is_stored(archive: Archive, name: str, suffix: str) -> bool:
+    try:
+        archive.store.stat(layout.wal_key(name, suffix))
+    except BlobNotFound:
+        return False
+    return True
+
+
+def _compare(archive: Archive, name: str, key: str, fd: int) -> None:
+    """Accept what is stored if it is the same; PostgreSQL pushes a segment again after a crash."""
+    from tempfile import TemporaryFile
+
+    with TemporaryFile() as stored:
+        try:
+            archive.pipeline.decode_file(archive.store.get(key), key, stored.fileno())
+        except DamageError as damage:
+            raise DamageError(
+                f"the store holds {name} already, damaged",
+                str(damage),
+                f"Move {archive.store.url_of(key)} away by hand; the server still has the segment and will push it again.",
+            ) from None
+        if not _same_content(stored.fileno(), fd):
+            raise WalConflict(
+                f"the store holds another {name}",
+                f"{archive.store.url_of(key)} was not made from this file: two servers write the same timeline under this prefix (split brain), "
+                "or a restored copy of the server runs without having been promoted.",
+                "Nothing was overwritten. Find the other server; give a copy that shall live on a prefix of its own.",
+            )
+    LOG.info(f"{name} was stored before, with the same content", key=archive.store.url_of(key), seg=name, action="push-wal", state="skip")
+
+
+def _same_content(one: int, other: int) -> bool:
+    if os.fstat(one).st_size != os.fstat(other).st_size:
+        return False
+    offset = 0
+    while data := os.pread(one, COMPARE_BYTES, offset):
+        if data != os.pread(other, len(data), offset):
+            return False
+        offset += len(data)
+    return True
+
+
+def push_with_neighbours(archive: Archive, path: str, others: list[str]) -> None:
+    """Store the named file and, beside it, others that are ready; only the named one decides.
+
+    An other that is stored is marked done; one that is not stays ready, for PostgreSQL to ask.
+    """
+    from wal_e.pipeline import pool
+
+    lanes = min(len(others) + 1, (os.cpu_count() or 1) + 1)
+    outcomes = pool.run(lambda one: push(archive, one), [path, *others], lanes)
+    for outcome in outcomes:
+        if outcome.item == path:
+            outcome.value()
+        elif outcome.error is None:
+            _mark_done(outcome.item)
+        elif isinstance(outcome.error, WaleError):
+            LOG.warning(f"{os.path.basename(outcome.item)} was not pushed yet: {outcome.error.message}", outcome.error.detail, action="push-wal")
+        else:
+            raise outcome.error
+
+
+def _mark_done(path: str) -> None:
+    directory, name = os.path.split(path)
+    try:
+        archive_status.mark_done(directory or ".", name)
+    except OSError as error:
+        LOG.warning(f"{name} is stored but could not be marked done", f"The system says: {error.strerror}.", "PostgreSQL will push it once more.")

@@ -1,0 +1,66 @@
+"""Waiting until the WAL that a backup needs is in the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+
+from wal_e.archive import layout
+from wal_e.archive.archive import Archive
+from wal_e.errors import ArchiveTimeout, BlobNotFound
+from wal_e.log import Logger
+from wal_e.progress import shown_seconds
+
+LOG = Logger(__name__)
+
+FIRST_PAUSE_S = 0.1
+LAST_PAUSE_S = 5.0
+LINE_EVERY_S = 60.0
+LISTED_PREFIX = 16  # timeline and log: at most 4096 segments share them
+
+
+def wait_for_wal(archive: Archive, names: Iterable[str], timeout_s: float, archiver_failure: Callable[[], str | None]) -> None:
+    """Return when every named segment is in the store.
+
+    ``archiver_failure`` tells, when asked, what the server says about its failing archive_command.
+
+    Raises: ArchiveTimeout naming the first missing segment; what the store raises.
+    """
+    deadline = time.monotonic() + timeout_s
+    for prefix, group in groupby(names, key=lambda name: name[:LISTED_PREFIX]):
+        stored = {blob.key for blob in archive.store.list(layout.wal_key(prefix, ""))}
+        for name in group:
+            if not any(key in stored for key in _keys(archive, name)):
+                _wait_for_one(archive, name, deadline, timeout_s, archiver_failure)
+
+
+def _keys(archive: Archive, name: str) -> Iterator[str]:
+    return (layout.wal_key(name, suffix) for suffix in archive.wal_suffixes())
+
+
+def _wait_for_one(archive: Archive, name: str, deadline: float, timeout_s: float, archiver_failure: Callable[[], str | None]) -> None:
+    pause_s, line_due = FIRST_PAUSE_S, time.monotonic() + LINE_EVERY_S
+    while not _is_stored(archive, name):
+        now = time.monotonic()
+        if now >= deadline:
+            raise ArchiveTimeout(
+                f"WAL segment {name} did not arrive in the store within {shown_seconds(timeout_s)}",
+                archiver_failure() or "The server reports no failing archive_command.",
+                "The backup cannot be used without it and was not recorded. See the server's log for archive_command, and pg_stat_archiver; then push again.",
+            )
+        if now >= line_due:
+            LOG.info(f"waiting for WAL segment {name}", archiver_failure() or "", action="backup-push", seg=name)
+            line_due = now + LINE_EVERY_S
+        time.sleep(min(pause_s, max(deadline - now, 0.001)))
+        pause_s = min(pause_s * 2, LAST_PAUSE_S)
+
+
+def _is_stored(archive: Archive, name: str) -> bool:
+    for key in _keys(archive, name):
+        try:
+            archive.store.stat(key)
+        except BlobNotFound:
+            continue
+        return True
+    return False
