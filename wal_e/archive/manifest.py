@@ -44,18 +44,18 @@ class ManifestWriter:
     def __init__(self, backup: str, major: int) -> None:
         self._spool: IO[bytes] = TemporaryFile()
         self._hash = hashlib.sha256()
-        self._line({"format": FORMAT, "backup": backup, "major": major})
+        self._append({"format": FORMAT, "backup": backup, "major": major})
 
     def add(self, partition: StoredPartition, members: Iterable[Member]) -> None:
         """Append one complete partition."""
         for member in members:
-            self._line(_member_line(member, partition.number))
-        self._line({"partition": partition.number, "key": partition.key, "size": partition.size, "sha256": partition.sha256, "files": partition.files})
+            self._append(_member_line(member, partition.number))
+        self._append({"partition": partition.number, "key": partition.key, "size": partition.size, "sha256": partition.sha256, "files": partition.files})
 
     def finish(self) -> str:
         """Append the hash of all before and return it (hex)."""
         digest = self._hash.hexdigest()
-        self._line({"sha256": digest})
+        self._append({"sha256": digest})
         return digest
 
     def write(self, stream: RawIOBase) -> None:
@@ -70,8 +70,8 @@ class ManifestWriter:
         """Forget the spool."""
         self._spool.close()
 
-    def _line(self, document: dict[str, Any]) -> None:
-        line = json.dumps(document, separators=(",", ":")).encode() + b"\n"
+    def _append(self, document: dict[str, Any]) -> None:
+        line = _line(document)
         self._hash.update(line)
         self._spool.write(line)
 
@@ -96,8 +96,12 @@ class Manifest:
             while data := stream.read(COPY_BYTES):
                 spool.write(data)
 
-        decode(consume)
-        return cls(spool, key, backup, digest)
+        try:
+            decode(consume)
+            return cls(spool, key, backup, digest)
+        except BaseException:
+            spool.close()
+            raise
 
     def partitions(self) -> Iterator[tuple[StoredPartition, list[Member]]]:
         """Yield each partition with its members, in the order of the manifest."""
@@ -129,7 +133,7 @@ class Manifest:
                 break
             computed.update(line)
         try:
-            whole = json.loads(line)["sha256"] == computed.hexdigest() == digest and not self._spool.read(1)
+            whole = line == _line({"sha256": digest}) and computed.hexdigest() == digest and not self._spool.read(1)
             document = json.loads(header)
             understood = document["format"] == FORMAT and document["backup"] == backup
         except (ValueError, KeyError, TypeError):
@@ -140,6 +144,10 @@ class Manifest:
                 "Its hash differs from the one in the sentinel." if not whole else "It belongs to another backup, or to a later format.",
                 "Use another backup, or another copy of the store.",
             )
+
+
+def _line(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
 def _named(field: str, text: str) -> dict[str, str]:

@@ -1,12 +1,13 @@
-"""The ``wal-*`` verbs from settings to done, for the fast path and for click alike."""
+"""The ``wal-*`` verbs from settings to done, for the fast path and for click alike.
+
+Each imports what it needs when it is called: a push does not pay for a fetch, and a prefetch
+hit pays for neither store nor pipeline.
+"""
 
 from __future__ import annotations
 
 import os
 
-from wal_e.archive.archive import Archive
-from wal_e.operators import wal_fetch as fetching
-from wal_e.operators import wal_push as pushing
 from wal_e.postgres.wal import wal_kind
 from wal_e.settings import PREFIXES, Settings, read_envdir
 
@@ -14,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from wal_e.archive.archive import Archive
     from wal_e.pipeline.process import Waits
 
 
@@ -33,7 +35,9 @@ def settings_of(options: Mapping[str, str]) -> Settings:
 
 def wal_push(settings: Settings, path: str, others: list[str], waits: Waits) -> None:
     """Push one WAL file, and neighbours beside it. Raises: WaleError."""
-    archive = Archive.open(settings, waits)
+    from wal_e.operators import wal_push as pushing
+
+    archive = _opened(settings, waits)
     if others:
         pushing.push_with_neighbours(archive, path, others)
     else:
@@ -42,7 +46,9 @@ def wal_push(settings: Settings, path: str, others: list[str], waits: Waits) -> 
 
 def wal_fetch(settings: Settings, name: str, destination: str, prefetch: int, waits: Waits) -> None:
     """Fetch one WAL file from the store, then see that the next ones are prefetched. Raises: WaleError."""
-    fetching.fetch(Archive.open(settings, waits), name, destination)
+    from wal_e.operators.wal_fetch import fetch
+
+    fetch(_opened(settings, waits), name, destination)
     prefetch_after(settings, name, destination, prefetch)
 
 
@@ -70,4 +76,10 @@ def wal_prefetch(settings: Settings, pg_wal: str, name: str, count: int, waits: 
     """Prefetch segments until the store has no more. Raises: WaleError."""
     from wal_e.operators import wal_prefetch as prefetching
 
-    prefetching.prefetch(Archive.open(settings, waits), os.path.abspath(pg_wal), name, count)
+    prefetching.prefetch(_opened(settings, waits), os.path.abspath(pg_wal), name, count)
+
+
+def _opened(settings: Settings, waits: Waits) -> Archive:
+    from wal_e.archive.archive import Archive
+
+    return Archive.open(settings, waits)

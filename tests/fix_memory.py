@@ -1,0 +1,44 @@
+"""An archive in memory, and a data directory with WAL in it."""
+
+from __future__ import annotations
+
+import build_wal
+import pytest
+
+from wal_e.archive.archive import Archive
+from wal_e.blobstore.memory import MemoryStore
+from wal_e.pipeline.pipeline import Pipeline
+from wal_e.pipeline.process import Blocking
+from wal_e.retry import Policy
+
+
+@pytest.fixture
+def archive():
+    return open_memory(MemoryStore())
+
+
+def open_memory(store):
+    waits = Blocking()
+    once = Policy(1, 1)
+    return Archive(store, Pipeline(waits), waits, once, once)
+
+
+@pytest.fixture
+def data_directory(tmp_path):
+    """A data directory with pg_control and an empty pg_wal."""
+    (tmp_path / "data" / "global").mkdir(parents=True)
+    (tmp_path / "data" / "pg_wal" / "archive_status").mkdir(parents=True)
+    (tmp_path / "data" / "global" / "pg_control").write_bytes(build_wal.build_control(segment_size=build_wal.SEGMENT_SIZE))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def segment(data_directory):
+    """Write a segment (or any WAL file) into pg_wal; return its path."""
+
+    def write(name, content=None, **options):
+        path = data_directory / "pg_wal" / name
+        path.write_bytes(build_wal.build_segment(name, **options) if content is None else content)
+        return str(path)
+
+    return write

@@ -1,0 +1,187 @@
+"""wal-fetch and prefetch against a memory store, with real lzop."""
+
+import os
+
+import build_wal
+import pytest
+
+from wal_e.archive import layout
+from wal_e.errors import BlobNotFound, DamageError, DiskFull, StoreForbidden, StoreUnavailable, ToolMissing, UsageError, WalRefused
+from wal_e.operators.wal_fetch import exit_status, fetch
+from wal_e.operators.wal_prefetch import PrefetchDirectory, prefetch, promote
+from wal_e.operators.wal_push import push
+from wal_e.settings import Settings
+
+SEG = "000000010000000000000003"
+NAMES = [f"00000001000000000000000{number}" for number in range(3, 10)]
+
+
+@pytest.fixture
+def filled(archive, segment):
+    """An archive that holds the segments; pg_wal is empty again."""
+    for name in NAMES:
+        path = segment(name)
+        push(archive, path)
+        os.unlink(path)
+    return archive
+
+
+@pytest.fixture
+def destination(data_directory):
+    return data_directory / "pg_wal" / "RECOVERYXLOG"
+
+
+def left_behind(destination):
+    return sorted(path.name for path in destination.parent.iterdir() if path.name not in ("archive_status", ".wal-e", "RECOVERYXLOG"))
+
+
+def test_a_segment_comes_back_as_it_was(filled, destination):
+    fetch(filled, SEG, str(destination))
+    assert destination.read_bytes() == build_wal.build_segment(SEG)
+    assert left_behind(destination) == []
+
+
+def test_a_relative_destination_works(filled, destination, monkeypatch):
+    monkeypatch.chdir(destination.parent.parent)
+    fetch(filled, SEG, "pg_wal/RECOVERYXLOG")
+    assert destination.read_bytes() == build_wal.build_segment(SEG)
+
+
+@pytest.mark.parametrize("name", ["0000000100000000000000FF", "00000002.history", f"{SEG}.00000028.backup", f"{SEG}.partial"])
+def test_what_the_store_does_not_have_is_absent_and_leaves_nothing(filled, destination, name):
+    with pytest.raises(BlobNotFound, match=name):
+        fetch(filled, name, str(destination))
+    assert not destination.exists()
+    assert left_behind(destination) == []
+
+
+def put_as(archive, name, content):
+    archive.store.put(layout.wal_key(name, ".lzo"), archive.pipeline.encode(lambda stream: stream.write(content)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        build_wal.build_segment(SEG)[:-8192],
+        build_wal.build_segment(NAMES[1]),
+        build_wal.build_segment(SEG, system_identifier=5),
+        bytes(build_wal.SEGMENT_SIZE),
+    ],
+)
+def test_a_whole_object_that_is_not_the_segment_is_damage_and_never_placed(filled, destination, content):
+    put_as(filled, SEG, content)
+    with pytest.raises(DamageError, match=SEG):
+        fetch(filled, SEG, str(destination))
+    assert not destination.exists()
+    assert left_behind(destination) == []
+
+
+def test_what_was_there_before_is_kept_when_the_fetch_fails(filled, destination):
+    destination.write_bytes(b"before")
+    filled.store.put(layout.wal_key(SEG, ".lzo"), [b"rubbish"])
+    with pytest.raises(DamageError):
+        fetch(filled, SEG, str(destination))
+    assert destination.read_bytes() == b"before"
+
+
+def test_a_name_that_is_none_is_refused(filled, destination):
+    with pytest.raises(WalRefused):
+        fetch(filled, "../../etc/passwd", str(destination))
+
+
+@pytest.mark.parametrize(
+    "error, recovering, standby",
+    [
+        (BlobNotFound("x"), 1, 1),
+        (StoreUnavailable("x"), 200, 75),
+        (DiskFull("x"), 200, 75),
+        (StoreForbidden("x"), 200, 200),
+        (DamageError("x"), 200, 200),
+        (ToolMissing("x"), 200, 200),
+        (UsageError("x"), 200, 200),
+        (RuntimeError("a mistake of ours"), 200, 200),
+        (MemoryError(), 200, 200),
+    ],
+)
+def test_only_confirmed_absence_is_1_and_a_standby_may_ask_again(data_directory, destination, error, recovering, standby):
+    settings = Settings({})
+    assert exit_status(error, str(destination), settings) == recovering
+    (data_directory / "recovery.signal").touch()
+    assert exit_status(error, str(destination), settings) == recovering
+    (data_directory / "standby.signal").touch()
+    assert exit_status(error, str(destination), settings) == standby
+
+
+def test_the_role_is_also_found_in_the_working_directory(data_directory, monkeypatch, tmp_path):
+    monkeypatch.chdir(data_directory)
+    (data_directory / "standby.signal").touch()
+    assert exit_status(StoreUnavailable("x"), str(tmp_path / "elsewhere" / "pg_wal" / "x"), None) == 75
+
+
+def test_both_statuses_are_settings_and_broken_settings_do_not_matter(destination, data_directory):
+    (data_directory / "standby.signal").touch()
+    chosen = Settings({"WALE_FETCH_STATUS_TEMPORARY": "3", "WALE_FETCH_STATUS_FAILURE": "126"})
+    assert exit_status(StoreUnavailable("x"), str(destination), chosen) == 3
+    assert exit_status(DamageError("x"), str(destination), chosen) == 126
+    assert exit_status(DamageError("x"), str(destination), Settings({"WALE_FETCH_STATUS_FAILURE": "none"})) == 200
+
+
+def ready(destination):
+    return PrefetchDirectory.beside(str(destination)).segments()
+
+
+def test_prefetch_stays_within_its_count_and_is_promoted_in_order(filled, destination, monkeypatch):
+    monkeypatch.setattr("wal_e.operators.wal_prefetch.IDLE_S", 0.05)
+    prefetch(filled, str(destination.parent), SEG, 3)
+    assert ready(destination) == NAMES[:3]
+    for name in NAMES[:3]:
+        assert promote(name, str(destination), 0)
+        assert destination.read_bytes() == build_wal.build_segment(name)
+    assert ready(destination) == []
+    assert not promote(NAMES[3], str(destination), 0)
+
+
+def test_prefetch_ends_where_the_archive_ends(filled, destination):
+    prefetch(filled, str(destination.parent), NAMES[-2], 8)
+    assert ready(destination) == NAMES[-2:]
+
+
+def test_older_segments_are_forgotten_when_one_is_promoted(filled, destination):
+    prefetch(filled, str(destination.parent), NAMES[0], 100)
+    assert promote(NAMES[4], str(destination), 0)
+    assert ready(destination) == NAMES[5:]
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", build_wal.build_segment(NAMES[1]), build_wal.build_segment(SEG, system_identifier=5)])
+def test_a_prefetched_file_that_is_not_the_segment_is_not_promoted(filled, destination, content):
+    directory = PrefetchDirectory.beside(str(destination))
+    directory.make()
+    with open(os.path.join(directory.ready, SEG), "wb") as stream:
+        stream.write(content)
+    assert not promote(SEG, str(destination), 0)
+    assert not destination.exists()
+    assert ready(destination) == []
+
+
+def test_a_stale_download_of_a_killed_process_delays_but_does_not_block(filled, destination):
+    directory = PrefetchDirectory.beside(str(destination))
+    directory.make()
+    os.mkdir(os.path.join(directory.running, SEG))
+    with open(os.path.join(directory.running, SEG, "tmp"), "wb") as stream:
+        stream.write(b"half")
+    assert not promote(SEG, str(destination), 0.1)
+    prefetch(filled, str(destination.parent), NAMES[-1], 1)
+    assert os.listdir(directory.running) == []
+
+
+def test_a_second_prefetcher_leaves_at_once(filled, destination):
+    directory = PrefetchDirectory.beside(str(destination))
+    directory.make()
+    lock = directory.try_lock()
+    try:
+        prefetch(filled, str(destination.parent), SEG, 3)
+        assert ready(destination) == []
+    finally:
+        os.close(lock)

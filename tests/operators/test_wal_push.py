@@ -1,0 +1,169 @@
+"""wal-push against a memory store, with real lzop."""
+
+import os
+
+import build_wal
+import pytest
+
+from wal_e.archive import layout
+from wal_e.blobstore.memory import MemoryStore
+from wal_e.errors import DamageError, LocalFileError, StoreUnavailable, WalConflict, WalRefused, WrongCluster
+from wal_e.operators.wal_push import neighbours, push, push_with_neighbours
+
+SEG = "000000010000000000000003"
+NEXT = "000000010000000000000004"
+HISTORY = b"1\t0/3000000\tno recovery target specified\n"
+
+
+def stored(archive, name):
+    key = layout.wal_key(name, ".lzo")
+    fd = os.memfd_create("stored")
+    try:
+        archive.pipeline.decode_file(archive.store.get(key), key, fd)
+        return os.pread(fd, 1 << 24, 0)
+    finally:
+        os.close(fd)
+
+
+def keys(archive):
+    return [blob.key for blob in archive.store.list()]
+
+
+def test_a_segment_is_stored_as_it_is(archive, segment):
+    push(archive, segment(SEG))
+    assert stored(archive, SEG) == build_wal.build_segment(SEG)
+
+
+@pytest.mark.parametrize("name, content", [("00000002.history", HISTORY), (f"{SEG}.00000028.backup", b"START WAL LOCATION: 0/3000028\n")])
+def test_history_and_backup_files_are_stored_as_they_are(archive, segment, name, content):
+    push(archive, segment(name, content))
+    assert stored(archive, name) == content
+
+
+def test_a_partial_segment_is_stored_under_its_own_name(archive, segment):
+    push(archive, segment(f"{SEG}.partial"))
+    assert layout.wal_key(f"{SEG}.partial", ".lzo") in keys(archive)
+    assert layout.wal_key(SEG, ".lzo") not in keys(archive)
+
+
+def test_pushing_the_same_again_is_a_success(archive, segment):
+    push(archive, segment(SEG))
+    before = b"".join(archive.store.get(layout.wal_key(SEG, ".lzo")))
+    push(archive, segment(SEG))
+    assert b"".join(archive.store.get(layout.wal_key(SEG, ".lzo"))) == before
+
+
+def test_other_content_under_the_same_name_is_refused_and_the_stored_one_is_kept(archive, segment):
+    push(archive, segment(SEG))
+    with pytest.raises(WalConflict, match=SEG) as caught:
+        push(archive, segment(SEG, fill="zero"))
+    assert "split brain" in caught.value.detail
+    assert stored(archive, SEG) == build_wal.build_segment(SEG)
+
+
+def test_a_damaged_segment_in_the_store_is_told_from_another_one(archive, segment):
+    archive.store.put(layout.wal_key(SEG, ".lzo"), [b"rubbish"])
+    with pytest.raises(DamageError, match="already, damaged"):
+        push(archive, segment(SEG))
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("garbage", b"x"),
+        (SEG.lower() + "x", b"x"),
+        (SEG, b""),
+        (SEG, build_wal.build_segment(SEG)[:-1]),
+        (SEG, build_wal.build_segment(SEG) + b"x"),
+        (SEG, bytes(build_wal.SEGMENT_SIZE)),
+        (SEG, build_wal.build_segment(NEXT)),
+        (SEG, build_wal.build_segment(SEG, system_identifier=5)),
+    ],
+)
+def test_what_is_not_the_segment_it_says_is_refused_and_nothing_is_stored(archive, segment, name, content):
+    with pytest.raises(WalRefused, match=name):
+        push(archive, segment(name, content))
+    assert keys(archive) == []
+
+
+def test_another_cluster_is_refused(archive, segment, data_directory):
+    push(archive, segment(SEG))
+    (data_directory / "global" / "pg_control").write_bytes(build_wal.build_control(5, segment_size=build_wal.SEGMENT_SIZE))
+    other = type(archive)(archive.store, archive.pipeline, archive.waits, archive.push_policy, archive.fetch_policy)
+    for name, content in ((NEXT, build_wal.build_segment(NEXT, system_identifier=5)), ("00000002.history", HISTORY)):
+        with pytest.raises(WrongCluster):
+            push(other, segment(name, content))
+    assert layout.wal_key(NEXT, ".lzo") not in keys(archive)
+
+
+def test_a_missing_file_is_named_with_the_working_directory(archive):
+    with pytest.raises(LocalFileError, match=SEG) as caught:
+        push(archive, f"pg_wal/{SEG}")
+    assert os.getcwd() in caught.value.detail
+
+
+def test_neighbours_are_what_is_ready_history_first_up_to_the_pool(data_directory, segment):
+    for number in range(3, 9):
+        name = f"00000001000000000000000{number}"
+        segment(name)
+        (data_directory / "pg_wal" / "archive_status" / f"{name}.ready").touch()
+    (data_directory / "pg_wal" / "00000002.history").write_bytes(HISTORY)
+    (data_directory / "pg_wal" / "archive_status" / "00000002.history.ready").touch()
+    found = [os.path.basename(path) for path in neighbours(str(data_directory / "pg_wal" / SEG), 4)]
+    assert found == ["00000002.history", NEXT, "000000010000000000000005"]
+    assert neighbours(str(data_directory / "pg_wal" / SEG), 1) == []
+    assert neighbours(str(data_directory / "pg_wal" / SEG), 0) == []
+
+
+def test_there_are_no_neighbours_without_archive_status(tmp_path):
+    assert neighbours(str(tmp_path / SEG), 32) == []
+
+
+def status_of(data_directory, name):
+    status = data_directory / "pg_wal" / "archive_status"
+    return [suffix for suffix in ("ready", "done") if (status / f"{name}.{suffix}").exists()]
+
+
+@pytest.fixture
+def ready(data_directory, segment):
+    def make(name, **options):
+        path = segment(name, **options)
+        (data_directory / "pg_wal" / "archive_status" / f"{name}.ready").touch()
+        return path
+
+    return make
+
+
+def test_stored_neighbours_are_marked_done_and_the_named_one_is_left_to_the_server(archive, data_directory, ready):
+    names = [f"00000001000000000000000{number}" for number in range(3, 8)]
+    paths = [ready(name) for name in names]
+    push_with_neighbours(archive, paths[0], paths[1:])
+    assert [status_of(data_directory, name) for name in names] == [["ready"], *[["done"]] * 4]
+    assert all(stored(archive, name) == build_wal.build_segment(name) for name in names)
+
+
+def test_a_neighbour_that_fails_stays_ready_and_does_not_decide(archive, data_directory, ready):
+    paths = [ready(SEG), ready(NEXT, content=b"broken"), ready("000000010000000000000005")]
+    push_with_neighbours(archive, paths[0], paths[1:])
+    assert status_of(data_directory, NEXT) == ["ready"]
+    assert status_of(data_directory, "000000010000000000000005") == ["done"]
+
+
+def test_the_named_file_decides_even_when_neighbours_succeed(archive, ready):
+    paths = [ready(SEG, content=b"broken"), ready(NEXT)]
+    with pytest.raises(WalRefused):
+        push_with_neighbours(archive, paths[0], paths[1:])
+
+
+class Away(MemoryStore):
+    def create(self, key, chunks):
+        raise StoreUnavailable("away")
+
+
+def test_nothing_is_marked_done_when_the_store_is_away(data_directory, ready):
+    from fix_memory import open_memory
+
+    paths = [ready(SEG), ready(NEXT)]
+    with pytest.raises(StoreUnavailable):
+        push_with_neighbours(open_memory(Away()), paths[0], paths[1:])
+    assert status_of(data_directory, NEXT) == ["ready"]
