@@ -151,13 +151,13 @@ class Server:
 
 @functools.cache
 def bindir() -> Path:
-    """The directory of PostgreSQL's programs: pg_config's, else Debian's newest, else PATH's."""
+    """The directory of PostgreSQL's programs: PATH's, else pg_config's, else Debian's newest."""
     candidates = []
+    if shutil.which("postgres"):
+        candidates.append(Path(shutil.which("postgres")).parent)
     if shutil.which("pg_config"):
         candidates.append(Path(subprocess.check_output(["pg_config", "--bindir"], text=True).strip()))
     candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(re.sub(r"\D", "", path.parent.name) or 0), reverse=True)
-    if shutil.which("postgres"):
-        candidates.append(Path(shutil.which("postgres")).parent)
     for candidate in candidates:
         if (candidate / "postgres").exists() and (candidate / "initdb").exists():
             return candidate

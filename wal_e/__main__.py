@@ -63,6 +63,7 @@ class _Known:
     """What was found out before an error, for its exit status."""
 
     settings: Settings | None = None
+    destination = ""
 
 
 def _run_fast(command: FastCommand, known: _Known) -> None:
@@ -87,6 +88,7 @@ def _run_fast(command: FastCommand, known: _Known) -> None:
             wal.wal_push(settings, command.positionals[0], [], Blocking())
     elif command.verb == "wal-fetch":
         name, destination = command.positionals
+        known.destination = destination
         if wal.promote(name, destination, command.number):
             wal.prefetch_after(settings, name, destination, command.number)
         else:
@@ -137,7 +139,7 @@ def _explained(error: BaseException, argv: list[str], known: _Known) -> int:
         if verb == "wal-fetch":
             from wal_e.operators.wal_fetch import exit_status
 
-            status = exit_status(error, argv[-1] if known.settings else "", known.settings)
+            status = exit_status(error, known.destination, known.settings)
         else:
             status = min(explained.status, MAX_PUSH_STATUS)
         _log(explained, verb)

@@ -23,13 +23,15 @@ _SYSLOG_SOCKETS = ("/dev/log", "/var/run/log", "/var/run/syslog")
 
 _threshold = _LEVELS["info"]
 _settings: Settings | None = None
+_destinations: tuple[str, ...] = ("stderr",)
 _root: logging.Logger | None = None
 _secrets: set[str] = set()
 
 
 def configure(settings: Settings, level: str) -> None:
     """Say once how to log; ``level`` counts where the user set none."""
-    global _threshold, _settings
+    global _threshold, _settings, _destinations
+    _destinations = settings.log_destination
     _settings = settings
     _threshold = _LEVELS[settings.log_level or level]
 
@@ -100,13 +102,12 @@ def _logger() -> logging.Logger:
     logger = logging.getLogger("wal_e")
     logger.propagate = False
     logger.setLevel(_threshold)
-    destinations = _settings.log_destination if _settings else ("stderr",)
-    if "stderr" in destinations:
+    if "stderr" in _destinations:
         stream = logging.StreamHandler()
         stream.setFormatter(logging.Formatter("%(name)-12s %(levelname)-8s %(message)s"))
         logger.addHandler(stream)
     socket = next((path for path in _SYSLOG_SOCKETS if os.path.exists(path)), None)
-    if "syslog" in destinations and socket and _settings:
+    if "syslog" in _destinations and socket and _settings:
         facilities = logging.handlers.SysLogHandler.facility_names
         facility = facilities.get(_settings.syslog_facility.lower(), facilities["user"])
         try:

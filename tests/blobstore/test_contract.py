@@ -51,6 +51,13 @@ def test_a_range_is_a_slice(store, content, start, length):
     assert read(store, "blob", start=start, length=length) == content[start : None if length is None else start + length]
 
 
+def test_a_range_past_the_end_yields_nothing(store):
+    store.put("blob", [b"12345"])
+    for start, length in [(5, None), (5, 1), (9, 3), (2**40, None), (0, 0), (3, 0)]:
+        assert list(store.get("blob", start=start, length=length)) == []
+    assert list(store.get("blob", start=3, length=2**40)) == [b"45"]
+
+
 def test_an_empty_blob_is_a_blob(store):
     assert store.put("none", []).size == 0
     assert store.create("dir/none", iter([b""])).size == 0

@@ -318,7 +318,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000000, 1000000))
 for call in (lambda: store.put("dir/new", [b"x" * 400000] * 4), lambda: store.create("dir/new", [b"x" * 4000000])):
     error = failing(call)
     assert type(error) is StoreMisconfigured and "File too large" in error.detail, repr(error)
-assert os.listdir(sys.argv[1] + "/dir") == []
+assert os.listdir(sys.argv[1]) == []
 store.put("dir/new", [b"x" * 999999])
 """
     check(program, public)

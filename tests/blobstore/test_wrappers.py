@@ -155,8 +155,14 @@ def test_a_broken_read_is_resumed_where_it_stopped():
     assert notices == ["broken"] * 3
 
 
+def test_a_broken_range_is_resumed_for_what_is_left_of_it():
+    store = filled(breaks=[3])
+    assert b"".join(retrying(store)[0].get("key", start=1, length=6)) == b"123456"
+    assert store.calls == [("get", 1, 6), ("get", 4, 3)]
+
+
 @given(
-    content=st.binary(max_size=40),
+    content=st.binary(min_size=20, max_size=40),
     start=st.integers(0, 45),
     length=st.none() | st.integers(0, 45),
     breaks=st.lists(st.integers(1, 10), max_size=10),

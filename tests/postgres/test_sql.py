@@ -6,7 +6,7 @@ import threading
 
 import psycopg
 import pytest
-from fix_postgres import bindir, wait_until
+from fix_postgres import wait_until
 
 from wal_e.errors import BackupInterrupted, ServerRefused, ServerUnavailable, WrongCluster
 from wal_e.postgres import sql
@@ -213,7 +213,9 @@ def test_a_copy_with_the_same_identifier_is_told_from_the_original(server, make_
 def standby(server, make_server):
     """A streaming standby of ``server`` that has replayed all."""
     copy = server.directory / "standby"
-    server.run([bindir() / "pg_basebackup", "-D", copy, "-c", "fast", "--no-sync"])
+    server.stop()
+    server.run(["cp", "-a", server.data, copy])
+    server.start()
     conninfo = f"host={server.socket_dir} port={server.port} user=postgres"
     if server.psql("SELECT current_setting('server_version_num')::int >= 120000") == "t":
         standby = make_server(data=copy, settings={"primary_conninfo": conninfo})
@@ -271,7 +273,7 @@ def test_a_backup_starts_at_a_checkpoint_of_the_kind_that_was_asked_for(make_ser
         stopped = session.stop_backup()
     assert start == Lsn.parse(server.psql("SELECT redo_lsn FROM pg_control_checkpoint()"))
     assert stopped.stop > start
-    assert ("checkpoint starting: immediate" in server.log_text()) == (checkpoint == "fast")
+    assert bool(re.search("checkpoint starting: (immediate|fast) ", server.log_text())) == (checkpoint == "fast")
     label = stopped.label.decode()
     assert label.startswith(f"START WAL LOCATION: {start} (file ")
     assert "LABEL: wal-e test\n" in label

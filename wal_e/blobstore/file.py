@@ -124,6 +124,7 @@ class FileStore(BlobStore):
             self._writing(key, publish, temporary, path)
         finally:
             _quietly(os.unlink, temporary)
+            self._prune(key)
         return _blob(key, written)
 
     def _open_new(self, temporary: str, key: str) -> int:
@@ -190,6 +191,10 @@ class FileStore(BlobStore):
             self._reading(key, os.unlink, self._path(key))
         except BlobNotFound:
             pass
+        self._prune(key)
+
+    def _prune(self, key: str) -> None:
+        """Remove the directories of a key, innermost first, that hold nothing."""
         directory = key.rpartition("/")[0]
         while directory:
             try:

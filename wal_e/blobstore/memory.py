@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 
 from wal_e.blobstore.base import Blob, BlobStore
@@ -58,7 +57,7 @@ class MemoryStore(BlobStore):
 
     def list(self, prefix: str = "") -> Iterator[Blob]:
         """Yield the blobs that were there when the listing began, in byte order of key."""
-        for key, content in sorted(self._contents.copy().items(), key=lambda item: os.fsencode(item[0])):
+        for key, content in sorted(self._contents.items()):
             if key.startswith(prefix):
                 yield _blob(key, content)
 

@@ -67,9 +67,8 @@ def prefetch_after(settings: Settings, name: str, destination: str, prefetch: in
         return
     from wal_e.operators import wal_prefetch
 
-    environ = {key: value for key, value in os.environ.items() if key not in PREFIXES.values()}
-    environ.update(settings.prefix_variable())
-    wal_prefetch.start_prefetching(name, destination, prefetch, environ)
+    others = {key: value for key, value in os.environ.items() if key not in PREFIXES.values()}
+    wal_prefetch.start_prefetching(name, destination, prefetch, lambda: {**others, **settings.prefix_variable()})
 
 
 def wal_prefetch(settings: Settings, pg_wal: str, name: str, count: int, waits: Waits) -> None:

@@ -84,7 +84,9 @@ def _manifest(archive: Archive, backup: str, sentinel: Sentinel) -> Manifest | N
     if sentinel.facts is None:
         LOG.warning(
             f"{backup} is not verifiable",
-            "It was made by the original WAL-E, which stored no hashes; codec, tar and numbering are checked.",
+            "It was made by the original WAL-E, which stored no hashes; codec, tar and numbering are checked. "
+            "It left out postgresql.conf, pg_hba.conf and pg_ident.conf too.",
+            "If those three were in the data directory, put them there before the server starts.",
             action="backup-fetch",
         )
         return None

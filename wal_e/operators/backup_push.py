@@ -20,8 +20,9 @@ from wal_e.archive import layout
 from wal_e.archive.archive import Archive
 from wal_e.archive.manifest import ManifestWriter, StoredPartition
 from wal_e.archive.sentinel import Facts, Sentinel, Tablespace, render_sentinel
-from wal_e.errors import BackupInterrupted, BlobExists, BlobNotFound, DamageError, WaleError
+from wal_e.errors import DamageError
 from wal_e.log import Logger
+from wal_e.operators.backup_claim import Claim
 from wal_e.operators.backup_window import Closed, OfflineWindow, OnlineWindow, Opened, Window
 from wal_e.operators.measure import Measured
 from wal_e.operators.wal_wait import wait_for_wal
@@ -91,55 +92,39 @@ class _Push:
         opened = window.open()
         segment = segment_name(opened.timeline, opened.start, self._cluster.control.segment_size)
         name = str(layout.BackupName(segment, opened.start - segment_start(segment, self._cluster.control.segment_size)))
-        if not self._claim(name, opened.version_text):
+        claim = Claim.take(self._store, name, opened.version_text, self._cluster.path)
+        if claim is None:
             LOG.warning(f"nothing new since {name}", "The cluster has not moved on since that backup, which is complete.", action="backup-push")
             return Pushed(name, None)
         manifest = ManifestWriter(name, self._cluster.major)
         try:
-            stored_bytes = self._fill(name, window, opened, manifest, started)
+            stored_bytes = self._fill(name, claim, window, opened, manifest, started)
         except BaseException:
-            self._discard(name)
+            claim.discard()
             raise
         finally:
             manifest.close()
         return Pushed(name, stored_bytes)
 
-    def _fill(self, name: str, window: Window, opened: Opened, manifest: ManifestWriter, started: datetime) -> int:
+    def _fill(self, name: str, claim: Claim, window: Window, opened: Opened, manifest: ManifestWriter, started: datetime) -> int:
         LOG.info(f"pushing {name}", f"PostgreSQL {self._cluster.major}, {self._cluster.path}.", action="backup-push", state="begin")
         found = survey(self._walk(opened))
         progress = Progress(found.total_bytes, time.monotonic)
         stored = self._push_partitions(name, window, opened, found, progress, manifest)
         closed = window.close()
-        last = len(stored)
-        stored.append(self._push_last(name, last, closed, manifest))
+        stored.append(self._push_last(name, len(stored), closed, manifest))
         if closed.online:
             self._wait_for_wal(opened, closed, window)
         digest = manifest.finish()
         key = layout.manifest_key(name, self._archive.pipeline.suffix)
         retrying(lambda: self._store.put(key, self._archive.pipeline.encode(manifest.write)), self._archive.push_policy)
         self._require_all(name, stored)
+        claim.require()
         stored_bytes = sum(partition.size for partition in stored)
         sentinel = self._sentinel(opened, closed, started, stored, progress.done_bytes, key, digest)
         self._store.create(layout.sentinel_key(name), [render_sentinel(sentinel)])
-        self._summarise(name, sentinel, stored_bytes, progress)
+        self._summarise(name, opened, sentinel, stored_bytes, progress)
         return stored_bytes
-
-    def _claim(self, name: str, version_text: str) -> bool:
-        """Take the name; False when a complete backup has it. Leftovers without a sentinel are removed first."""
-        for _ in range(2):
-            try:
-                self._store.create(layout.version_key(name), [version_text.encode()])
-                return True
-            except BlobExists:
-                try:
-                    self._store.stat(layout.sentinel_key(name))
-                    return False
-                except BlobNotFound:
-                    LOG.warning(f"removing what an unfinished push of {name} left", action="backup-push")
-                    self._discard(name)
-        raise BackupInterrupted(
-            f"the name {name} is being taken by another push", "Two backups with the same start are being made at once.", "Wait for the other one."
-        )
 
     def _walk(self, opened: Opened) -> Iterator[FileEntry]:
         walked = walk(self._cluster.path, self._cluster.major, self._cluster.control.catalog_version, self._notice)
@@ -225,22 +210,14 @@ class _Push:
         tablespaces = tuple(Tablespace(oid, location) for oid, location in self._cluster.tablespaces().items())
         return Sentinel(stop_segment, closed.stop - segment_start(stop_segment, segment_size), expanded_bytes, self._cluster.path, tablespaces, facts)
 
-    def _summarise(self, name: str, sentinel: Sentinel, stored_bytes: int, progress: Progress) -> None:
+    def _summarise(self, name: str, opened: Opened, sentinel: Sentinel, stored_bytes: int, progress: Progress) -> None:
         ratio = stored_bytes / sentinel.expanded_bytes if sentinel.expanded_bytes else 1
         rate = sentinel.expanded_bytes / progress.seconds
+        first = segment_name(opened.timeline, opened.start, self._cluster.control.segment_size)
         LOG.info(
             f"{name} is complete",
             f"{shown_bytes(sentinel.expanded_bytes)} read, {shown_bytes(stored_bytes)} stored (ratio {ratio:.2f}), {shown_bytes(rate)}/s, "
-            f"{shown_seconds(progress.seconds)}; it needs WAL from {layout.parse_backup_name(name)[0]} to {sentinel.stop_segment}.",  # type: ignore[index]
+            f"{shown_seconds(progress.seconds)}; it needs WAL from {first} to {sentinel.stop_segment}.",
             action="backup-push",
             state="complete",
         )
-
-    def _discard(self, name: str) -> None:
-        """Remove everything of a backup that has no sentinel."""
-        try:
-            self._store.delete([blob.key for blob in self._store.list(layout.backup_prefix(name))])
-        except WaleError as error:
-            LOG.warning(
-                f"what was stored of {name} could not be removed", str(error), "It is not a backup, only takes space; the next push of that name removes it."
-            )

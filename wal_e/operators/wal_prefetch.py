@@ -24,7 +24,7 @@ from wal_e.postgres.wal_file import inspect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from wal_e.archive.archive import Archive
 
@@ -132,7 +132,7 @@ def _downloaded_bytes(running: str) -> int | None:
         return None
 
 
-def start_prefetching(name: str, destination: str, count: int, environ: Mapping[str, str]) -> None:
+def start_prefetching(name: str, destination: str, count: int, environ: Callable[[], Mapping[str, str]]) -> None:
     """Start the background process after ``name`` was fetched, unless one runs; never fails.
 
     It leads a session of its own, with no terminal and no descriptor of the server's.
@@ -148,7 +148,7 @@ def start_prefetching(name: str, destination: str, count: int, environ: Mapping[
         os.close(lock)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         argv = [sys.executable, "-m", "wal_e", "wal-prefetch", "--prefetch", str(count), directory.pg_wal, following]
-        os.posix_spawn(sys.executable, argv, environ, file_actions=[(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)], setsid=True)
+        os.posix_spawn(sys.executable, argv, environ(), file_actions=[(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)], setsid=True)
         os.close(null)
     except (OSError, WaleError) as error:
         LOG.warning("prefetching could not be started", str(error), "Recovery goes on without it, one segment at a time.", action="wal-fetch", seg=name)

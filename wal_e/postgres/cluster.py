@@ -137,7 +137,8 @@ def _read_major(path: str) -> int:
     version = (text or "").strip()
     major = version.split(".")[0]
     if not (major.isascii() and major.isdigit()):
-        reason = "There is no PG_VERSION in it." if text is None else f"Its PG_VERSION says {version[:40]!r}."
+        absent = "There is no PG_VERSION in it." if os.path.isdir(path) else "There is no such directory."
+        reason = absent if text is None else f"Its PG_VERSION says {version[:40]!r}."
         raise NotACluster(
             f"{path} is not a PostgreSQL data directory", reason, "Give the directory that SHOW data_directory prints, the one that holds PG_VERSION."
         )

@@ -31,6 +31,7 @@ class Destination:
         self._may_chown = may_chown
         self._safe: set[str] = {""}
         self._directories: list[tuple[str, int, int]] = []
+        self._implied: set[str] = set()
 
     def path_of(self, name: str) -> str:
         """Return where a member is written.
@@ -85,7 +86,8 @@ class Destination:
             raise local_error(error, f"making the link {path}") from None
 
     def finish(self) -> None:
-        """Set the modes and times of the directories, innermost first."""
+        """Set the modes and times of the directories, innermost first, and the owner of those that no member described."""
+        self._own_implied()
         for path, mode, mtime in sorted(self._directories, reverse=True):
             try:
                 os.chmod(path, mode)
@@ -131,11 +133,18 @@ class Destination:
         try:
             if parent not in self._links:
                 self._make(path)
+                self._implied.add(path)
                 if stat.S_ISLNK(os.lstat(path).st_mode):
                     raise DamageError(f"the backup wants to write {name!r} through a symbolic link", f"{path} is a link that this restore did not make.")
         except OSError as error:
             raise local_error(error, f"making the directory {path}") from None
         self._safe.add(parent)
+
+    def _own_implied(self) -> None:
+        owner = os.stat(self._root)
+        for path in self._implied - {path for path, _, _ in self._directories}:
+            if self._may_chown:
+                os.chown(path, owner.st_uid, owner.st_gid)
 
     def _make(self, path: str) -> None:
         try:
