@@ -302,3 +302,13 @@ def test_files_that_come_and_go_between_the_walks_do_no_harm():
     second = [*walked([20 << 20]), entry("new", size=1 << 30)]
     planned = list(partition.partitions(partition.survey(first), lambda: iter(second), 1))
     assert sorted(one.path for part in planned for one in part.entries) == ["", "f00000", "f00001", "new"]
+
+
+@pytest.mark.parametrize("name", ["pg_wal", "pg_xlog"])
+def test_a_link_to_a_servers_wal_becomes_an_empty_directory(target, tmp_path, name):
+    (tmp_path / "live").mkdir()
+    data, _ = written(tmp_path, [entry(name, "symlink", target=str(tmp_path / "live"))])
+    _, destination = extracted(data, target)
+    assert not (target / name).is_symlink()
+    assert (target / name).is_dir()
+    assert str(tmp_path / "live") in destination.notices[0]

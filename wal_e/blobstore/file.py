@@ -18,7 +18,6 @@ import stat
 import time
 
 from wal_e.blobstore.base import Blob, BlobStore
-from wal_e.blobstore.linux import start_writeback
 from wal_e.blobstore.publish import FILE_MODE, NEW_FILE, Publisher, check_free
 from wal_e.blobstore.url import checked_key
 from wal_e.errors import BlobExists, BlobNotFound, StoreError, StoreForbidden, StoreMisconfigured, StoreUnavailable
@@ -47,7 +46,6 @@ class FileStore(BlobStore):
 
     def __init__(self, root: str, offload: Callable[[Callable[[], None]], None], *, sleep: Callable[[float], object] = time.sleep) -> None:
         self._root = root
-        self._offload = offload
         self._publisher = Publisher(offload, sleep)
         self._identity = _identity(root)
 
@@ -153,12 +151,9 @@ class FileStore(BlobStore):
             self._writing(key, _write_all, descriptor, chunk)
             written += len(chunk)
             if written - started >= _WRITEBACK_BYTES:
-                self._start_writeback(descriptor, started, written - started)
+                self._publisher.start_writeback(descriptor, started, written - started)
                 started = written
-        self._writing(key, self._offload, lambda: os.fsync(descriptor))
-
-    def _start_writeback(self, descriptor: int, offset: int, length: int) -> None:
-        self._offload(lambda: start_writeback(descriptor, offset, length))
+        self._writing(key, self._publisher.flush, descriptor)
 
     def _walk(self, directory: str, beginning: bytes) -> Iterator[Blob]:
         for name in self._names(directory, beginning):

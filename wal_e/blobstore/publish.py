@@ -1,4 +1,4 @@
-"""How a file that is written gets its name: in one step, durably, and if asked, only if the name is free.
+"""How a file reaches the disk and gets its name: in one step, and if asked, only if the name is free.
 
 To replace, ``rename`` is enough. To create, the file system must decide between two writers:
 ``link`` fails on an existing name; where there are no hard links, ``renameat2`` with
@@ -12,7 +12,7 @@ import errno
 import os
 import time
 
-from wal_e.blobstore.linux import rename_noreplace
+from wal_e.blobstore.linux import rename_noreplace, start_writeback
 from wal_e.errors import StoreUnavailable
 from wal_e.log import Logger
 
@@ -30,7 +30,7 @@ _UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errn
 
 
 class Publisher:
-    """Gives names to written files on one file system; ``offload`` runs each flush to disk off the event loop."""
+    """Flushes and names the files of one file system; ``offload`` runs each flush off the event loop."""
 
     def __init__(self, offload: Callable[[Callable[[], None]], None], sleep: Callable[[float], object] = time.sleep) -> None:
         self._offload = offload
@@ -49,11 +49,19 @@ class Publisher:
         """
         self._publish(self._exclusively, temporary, path)
 
+    def start_writeback(self, descriptor: int, offset: int, length: int) -> None:
+        """Start writing a range (in bytes) to disk, so that the flush has less to wait for."""
+        self._offload(lambda: start_writeback(descriptor, offset, length))
+
+    def flush(self, descriptor: int) -> None:
+        """Wait until all of an open file is on disk. Raises: OSError."""
+        self._offload(lambda: os.fsync(descriptor))
+
     def flush_directory(self, path: str) -> None:
         """Make the names in a directory durable. Raises: OSError."""
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self._flush(directory)
+            self._flush_names(directory)
         finally:
             os.close(directory)
 
@@ -62,13 +70,13 @@ class Publisher:
         directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             way(temporary, path)
-            self._flush(directory)
+            self._flush_names(directory)
         finally:
             os.close(directory)
 
-    def _flush(self, directory: int) -> None:
+    def _flush_names(self, directory: int) -> None:
         try:
-            self._offload(lambda: os.fsync(directory))
+            self.flush(directory)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # what some network file systems say of a directory
                 raise

@@ -73,6 +73,8 @@ def fetch_backup(archive: Archive, target_path: str, query: str, pool_size: int,
             destination.finish()
             archive.waits.offload(destination.sync)
             destination.place_control()
+            for notice in destination.notices:
+                LOG.warning(notice, action="backup-fetch")
     finally:
         if manifest:
             manifest.close()

@@ -19,6 +19,7 @@ from functools import lru_cache
 from wal_e.errors import DamageError, local_error
 
 CONTROL = "global/pg_control"
+WAL_DIRECTORIES = ("pg_wal", "pg_xlog")
 HELD_CONTROL = "global/pg_control.wal-e-restore"
 
 
@@ -32,6 +33,7 @@ class Destination:
         self._safe: set[str] = {""}
         self._directories: list[tuple[str, int, int]] = []
         self._implied: set[str] = set()
+        self.notices: list[str] = []
 
     def path_of(self, name: str) -> str:
         """Return where a member is written.
@@ -74,9 +76,18 @@ class Destination:
         self._directories.append((path, stat.S_IMODE(info.mode), int(info.mtime)))
 
     def make_symlink(self, name: str, info: tarfile.TarInfo) -> None:
-        """Make a symbolic link; nothing is ever written through it."""
+        """Make a symbolic link; nothing is ever written through it.
+
+        A link in the place of the WAL directory becomes an empty directory: it led to the
+        WAL of the server that the backup was taken from, which may be running.
+        """
         path = self.path_of(name)
         try:
+            if name in WAL_DIRECTORIES:
+                self._make(path)
+                self._implied.add(path)
+                self.notices.append(f"{name} was a symbolic link to {info.linkname}; it is an empty directory now")
+                return
             if os.path.islink(path):
                 os.unlink(path)
             os.symlink(info.linkname, path)
