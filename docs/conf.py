@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import re
+import sys
 from pathlib import Path
 
-_source = (Path(__file__).parent.parent / "wal_e" / "__init__.py").read_text()
+_here = Path(__file__).parent
+sys.path[:0] = [str(_here), str(_here.parent)]
+
+from wal_e import __version__  # noqa: E402  # found through the path above
 
 project = "wal-e"
 author = "wal-e contributors"
 copyright = "2026, wal-e contributors"
-release = version = re.findall(r'__version__ = "(.+)"', _source)[0]
+release = version = __version__
 
+extensions = ["generated"]
 html_theme = "alabaster"
+html_theme_options = {"page_width": "1080px", "sidebar_width": "240px", "description": "Continuous archiving for PostgreSQL"}
 exclude_patterns = ["_build"]
 nitpicky = True
