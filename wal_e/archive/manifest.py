@@ -14,6 +14,7 @@ The sentinel repeats that last hash, so that a manifest cannot be exchanged unno
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -21,11 +22,12 @@ from io import RawIOBase
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
-from wal_e.errors import DamageError
+from wal_e.errors import DamageError, local_error
 from wal_e.tar.writer import Member
 
 FORMAT = 1
 COPY_BYTES = 256 * 1024
+SPOOLING = "writing the manifest to a temporary file"
 
 
 class StoredPartition(NamedTuple):
@@ -39,16 +41,18 @@ class StoredPartition(NamedTuple):
 
 
 class ManifestWriter:
-    """Collects the lines in a spool as partitions become complete; closed by :meth:`finish`."""
+    """Collects the lines in a spool as partitions become complete; ``content_bytes`` sums up the files in them."""
 
     def __init__(self, backup: str, major: int) -> None:
-        self._spool: IO[bytes] = TemporaryFile()
+        self._spool = _new_spool()
         self._hash = hashlib.sha256()
+        self.content_bytes = 0
         self._append({"format": FORMAT, "backup": backup, "major": major})
 
     def add(self, partition: StoredPartition, members: Iterable[Member]) -> None:
         """Append one complete partition."""
         for member in members:
+            self.content_bytes += member.size
             self._append(_member_line(member, partition.number))
         self._append({"partition": partition.number, "key": partition.key, "size": partition.size, "sha256": partition.sha256, "files": partition.files})
 
@@ -60,7 +64,10 @@ class ManifestWriter:
 
     def write(self, stream: RawIOBase) -> None:
         """Write everything into a stream."""
-        self._spool.seek(0)
+        try:
+            self._spool.seek(0)
+        except OSError as error:
+            raise local_error(error, SPOOLING) from None
         while data := self._spool.read(COPY_BYTES):
             view = memoryview(data)
             while view:
@@ -68,12 +75,15 @@ class ManifestWriter:
 
     def close(self) -> None:
         """Forget the spool."""
-        self._spool.close()
+        _forget(self._spool)
 
     def _append(self, document: dict[str, Any]) -> None:
         line = _line(document)
         self._hash.update(line)
-        self._spool.write(line)
+        try:
+            self._spool.write(line)
+        except OSError as error:
+            raise local_error(error, SPOOLING) from None
 
 
 class Manifest:
@@ -90,17 +100,21 @@ class Manifest:
 
         Raises: DamageError when its content is not what the sentinel's hash says.
         """
-        spool: IO[bytes] = TemporaryFile()
+        spool = _new_spool()
 
         def consume(stream: RawIOBase) -> None:
-            while data := stream.read(COPY_BYTES):
-                spool.write(data)
+            try:
+                while data := stream.read(COPY_BYTES):
+                    spool.write(data)
+                spool.flush()
+            except OSError as error:
+                raise local_error(error, SPOOLING) from None
 
         try:
             decode(consume)
             return cls(spool, key, backup, digest)
         except BaseException:
-            spool.close()
+            _forget(spool)
             raise
 
     def partitions(self) -> Iterator[tuple[StoredPartition, list[Member]]]:
@@ -115,7 +129,7 @@ class Manifest:
 
     def close(self) -> None:
         """Forget the spool."""
-        self._spool.close()
+        _forget(self._spool)
 
     def _documents(self) -> Iterator[dict[str, Any]]:
         self._spool.seek(0)
@@ -144,6 +158,18 @@ class Manifest:
                 "Its hash differs from the one in the sentinel." if not whole else "It belongs to another backup, or to a later format.",
                 "Use another backup, or another copy of the store.",
             )
+
+
+def _new_spool() -> IO[bytes]:
+    try:
+        return TemporaryFile()
+    except OSError as error:
+        raise local_error(error, SPOOLING) from None
+
+
+def _forget(spool: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):  # what is still buffered may find no space, and nobody needs it
+        spool.close()
 
 
 def _line(document: dict[str, Any]) -> bytes:

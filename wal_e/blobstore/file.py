@@ -1,13 +1,11 @@
 """A store in a directory: blobs are files, keys are their paths below the root.
 
-The root must exist before the store is opened and is never created: an unmounted file system
-must not silently be filled. For the same reason nothing counts as absent before the root was
-seen to be the directory it was when the store was opened. Directories below it come and go
-with their blobs, readable by their owner only, as the blobs are.
+The root must exist before the store is opened and is never created: an unmounted file system must not silently be
+filled. For the same reason nothing counts as absent before the root was seen to be the directory it was when the store
+was opened. Directories below it come and go with their blobs, readable by their owner only, as the blobs are.
 
-A blob is written to a name that starts with a dot, flushed to disk, given its key in one step,
-and then the directory is flushed. Names that start with a dot are never blobs; neither is
-``lost+found``, which a file system keeps in its own root.
+A blob is written to a name that starts with a dot, flushed to disk, given its key in one step, and then the directory is
+flushed. Names that start with a dot are never blobs; neither is ``lost+found``, which a file system keeps in its own root.
 """
 
 from __future__ import annotations
@@ -241,11 +239,13 @@ def _identity(root: str) -> tuple[int, int]:
     if found is None or not stat.S_ISDIR(found.st_mode):
         from shlex import quote
 
-        raise StoreMisconfigured(
+        absent = StoreMisconfigured(
             "the directory of the store does not exist",
             f"It should be at {root}. It is never created, so that nothing is written below a mount point while its file system is not mounted.",
             f"Mount it; or, if it is to be a new store: mkdir -p {quote(root)} && chown postgres {quote(root)}",
         )
+        absent.transient = True  # it may be mounted in a moment: a standby that asks for WAL may ask again
+        raise absent
     return found.st_dev, found.st_ino
 
 

@@ -17,7 +17,7 @@ from wal_e.archive.archive import Archive
 from wal_e.archive.catalog import Backup, Catalog
 from wal_e.archive.manifest import Manifest, StoredPartition
 from wal_e.archive.sentinel import Sentinel
-from wal_e.errors import DamageError
+from wal_e.errors import BlobNotFound, DamageError
 from wal_e.log import Logger
 from wal_e.operators.measure import Measured
 from wal_e.operators.restore_target import TablespaceChoice, Target
@@ -93,8 +93,20 @@ def _manifest(archive: Archive, backup: str, sentinel: Sentinel) -> Manifest | N
         )
         return None
     key = sentinel.facts.manifest_key
-    store, pipeline = archive.store, archive.pipeline
-    return Manifest.fetch(lambda consume: pipeline.decode(store.get(key), key, consume), key, backup, sentinel.facts.manifest_sha256)
+    pipeline = archive.pipeline
+    return Manifest.fetch(lambda consume: pipeline.decode(_stored(archive, key), key, consume), key, backup, sentinel.facts.manifest_sha256)
+
+
+def _stored(archive: Archive, key: str) -> Iterator[bytes]:
+    """The bytes of an object that the backup needs: where its sentinel is, its absence is damage."""
+    try:
+        yield from archive.store.get(key)
+    except BlobNotFound:
+        raise DamageError(
+            f"{key} is missing",
+            f"The backup was complete, but {archive.store.url} no longer holds that object.",
+            "It was deleted after it was stored; use another backup, or another copy of the store.",
+        ) from None
 
 
 def _parts_of(manifest: Manifest) -> Iterator[Part]:
@@ -139,7 +151,7 @@ def _fetch_all(archive: Archive, parts: Iterable[Part], destination: Destination
 
 def _fetch_one(archive: Archive, part: Part, destination: Destination, progress: Progress) -> None:
     def attempt() -> None:
-        measured = Measured(archive.store.get(part.key))
+        measured = Measured(_stored(archive, part.key))
         reader = PartitionReader(part.key, destination, progress.add)
         archive.pipeline.decode(measured, part.key, reader.read)
         if part.expected is not None and (measured.size, measured.sha256) != (part.expected.size, part.expected.sha256):

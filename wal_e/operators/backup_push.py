@@ -8,6 +8,7 @@ backup; whatever goes wrong before it, what was stored is removed again.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -96,14 +97,12 @@ class _Push:
         if claim is None:
             LOG.warning(f"nothing new since {name}", "The cluster has not moved on since that backup, which is complete.", action="backup-push")
             return Pushed(name, None)
-        manifest = ManifestWriter(name, self._cluster.major)
         try:
-            stored_bytes = self._fill(name, claim, window, opened, manifest, started)
+            with contextlib.closing(ManifestWriter(name, self._cluster.major)) as manifest:
+                stored_bytes = self._fill(name, claim, window, opened, manifest, started)
         except BaseException:
             claim.discard()
             raise
-        finally:
-            manifest.close()
         return Pushed(name, stored_bytes)
 
     def _fill(self, name: str, claim: Claim, window: Window, opened: Opened, manifest: ManifestWriter, started: datetime) -> int:
@@ -121,7 +120,7 @@ class _Push:
         self._require_all(name, stored)
         claim.require()
         stored_bytes = sum(partition.size for partition in stored)
-        sentinel = self._sentinel(opened, closed, started, stored, progress.done_bytes, key, digest)
+        sentinel = self._sentinel(opened, closed, started, stored, manifest.content_bytes, key, digest)
         self._store.create(layout.sentinel_key(name), [render_sentinel(sentinel)])
         self._summarise(name, opened, sentinel, stored_bytes, progress)
         return stored_bytes

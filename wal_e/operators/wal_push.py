@@ -99,7 +99,11 @@ def _compare(archive: Archive, name: str, key: str, fd: int) -> None:
     """Accept what is stored if it is the same; PostgreSQL pushes a segment again after a crash."""
     from tempfile import TemporaryFile
 
-    with TemporaryFile() as stored:
+    try:
+        spool = TemporaryFile()
+    except OSError as error:
+        raise local_error(error, f"making a temporary file to compare {name} with what is stored") from None
+    with spool as stored:
         try:
             archive.pipeline.decode_file(archive.store.get(key), key, stored.fileno())
         except DamageError as damage:

@@ -256,8 +256,8 @@ def _explained(name: str, status: int, said: str, key: str) -> WaleError:
     """Translate a codec's bad ending; ``key`` is given when it was decoding."""
     how = f"{name} was ended by signal {-status}" if status < 0 else f"{name} ended with status {status}"
     words = "" if not said or "Inappropriate ioctl" in said else f" and said: {said}"
-    if "No space left" in said or "File too large" in said:
-        return DiskFull("no space left for decoded data", f"{how}{words}.", "Free some space and run it again.")
+    if "No space left" in said or "File too large" in said or status == -signal.SIGXFSZ:
+        return DiskFull("no space left for decoded data", f"{how}{words}.", "Free some space, or raise the limit on the size of files, and run it again.")
     if status < 0:
         return CodecFailed(f"{name} was killed", f"{how}{words}.", "See whether the machine ran out of memory (dmesg), then run it again.")
     if "No public key" in said or "unusable public key" in said:

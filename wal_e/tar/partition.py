@@ -65,7 +65,7 @@ def partitions(found: Survey, walk_again: Callable[[], Iterable[FileEntry]], lan
     number = held_bytes = 0
     held: list[FileEntry] = []
     for entry in _root_first(walk_again(), found.large, large):
-        if held and (held_bytes + entry.size > full_bytes or len(held) == MAX_MEMBERS):
+        if (held_bytes and held_bytes + entry.size > full_bytes) or len(held) == MAX_MEMBERS:
             yield Partition(number, held)
             number, held_bytes, held = number + 1, 0, []
         held.append(entry)
