@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["fix_postgres", "fix_archive"]
+pytest_plugins = ["fix_postgres", "fix_archive", "fix_original", "fix_memory"]
 
 settings.register_profile("wal-e", deadline=None)  # a busy machine is not a failure
 settings.load_profile("wal-e")

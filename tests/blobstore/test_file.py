@@ -452,6 +452,17 @@ def test_no_temporary_name_stays_after_a_failure(store, root, write, error):
 
 
 @both_writes
+def test_no_empty_directory_stays_after_a_failure(store, root, write):
+    def chunks():
+        yield b"half"
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        getattr(store, write)("some/new/dir/new", chunks())
+    assert os.listdir(root) == ["dir"]
+
+
+@both_writes
 def test_a_killed_writer_leaves_nothing_visible_and_does_not_block_the_next(store, root, write):
     program = f"""
 def chunks():
@@ -544,7 +555,7 @@ def test_a_blob_whose_flush_fails_is_not_stored(root):
 
 def test_writing_to_disk_begins_every_8_mib(root, monkeypatch):
     ranges = []
-    monkeypatch.setattr("wal_e.blobstore.file.start_writeback", lambda _, offset, length: ranges.append((offset, length)))
+    monkeypatch.setattr("wal_e.blobstore.publish.start_writeback", lambda _, offset, length: ranges.append((offset, length)))
     FileStore(str(root), call_directly).put("key", (b"x" * 3 * MIB for _ in range(7)))
     assert ranges == [(0, 9 * MIB), (9 * MIB, 9 * MIB)]
 

@@ -6,7 +6,7 @@ import threading
 
 import psycopg
 import pytest
-from fix_postgres import wait_until
+from fix_postgres import give_to_server_user, wait_until
 
 from wal_e.errors import BackupInterrupted, ServerRefused, ServerUnavailable, WrongCluster
 from wal_e.postgres import sql
@@ -223,6 +223,7 @@ def standby(server, make_server):
     else:
         standby = make_server(data=copy)
         (copy / "recovery.conf").write_text(f"standby_mode = on\nprimary_conninfo = '{conninfo}'\n")
+    give_to_server_user(copy)
     standby.start()
     return standby
 
