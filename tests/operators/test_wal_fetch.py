@@ -55,6 +55,17 @@ def test_what_the_store_does_not_have_is_absent_and_leaves_nothing(filled, desti
     assert left_behind(destination) == []
 
 
+def test_an_empty_prefix_may_be_one_that_is_not_mounted_so_nothing_is_said_to_be_absent(archive, destination):
+    with pytest.raises(StoreUnavailable, match="no WAL at all"):
+        fetch(archive, SEG, str(destination))
+
+
+def test_a_prefix_of_the_original_has_no_identity_and_still_knows_absence(archive, destination):
+    put_as(archive, NAMES[1], build_wal.build_segment(NAMES[1]))
+    with pytest.raises(BlobNotFound):
+        fetch(archive, SEG, str(destination))
+
+
 def put_as(archive, name, content):
     archive.store.put(layout.wal_key(name, ".lzo"), archive.pipeline.encode(lambda stream: stream.write(content)))
 

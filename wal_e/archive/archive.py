@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wal_e.archive import layout
 from wal_e.archive.identity import LEGACY_SUFFIXES, Identity, claim_identity, read_identity
 from wal_e.blobstore.registry import open_store
 from wal_e.pipeline.pipeline import WAL_PIPE_BYTES, Pipeline
@@ -51,6 +52,10 @@ class Archive:
             self._identity = claim_identity(self.store, system_identifier, self.pipeline.suffix)
         self._identity.require(system_identifier, self.store)
         return self._identity
+
+    def holds_wal(self) -> bool:
+        """Whether any WAL was ever pushed here; a prefix of the original WAL-E has no identity to tell it."""
+        return self._identity is not None or any(True for _ in self.store.list(layout.WAL))
 
     def wal_suffixes(self) -> tuple[str, ...]:
         """The suffixes that WAL may have under this prefix."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from wal_e.archive import layout
-from wal_e.errors import BlobNotFound, DamageError, WaleError, WalRefused, local_error
+from wal_e.errors import BlobNotFound, DamageError, StoreUnavailable, WaleError, WalRefused, local_error
 from wal_e.log import Logger
 from wal_e.postgres.recovery import requested_role
 from wal_e.postgres.wal import wal_kind
@@ -33,7 +33,8 @@ EXIT_FAILURE = 200
 def fetch(archive: Archive, name: str, destination: str) -> None:
     """Bring one WAL file to its destination, whole and checked.
 
-    Raises: BlobNotFound only when the store answered so for every suffix the prefix holds;
+    Raises: BlobNotFound only when the store answered so for every suffix the prefix holds, and holds
+    WAL at all: an empty directory may be a mount point whose file system is away;
     DamageError, LocalFileError, DiskFull, WalRefused, and what the store raises.
     """
     if wal_kind(name) is None:
@@ -42,10 +43,23 @@ def fetch(archive: Archive, name: str, destination: str) -> None:
     try:
         retrying(lambda: download(archive, name, temporary, destination), archive.fetch_policy)
         place(temporary, destination)
+    except BlobNotFound:
+        _require_some_wal(archive, name)
+        raise
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
     LOG.info(f"fetched {name}", seg=name, action="wal-fetch", state="complete")
+
+
+def _require_some_wal(archive: Archive, name: str) -> None:
+    """Refuse to speak of absence where there is nothing at all; at once, for it may stay so."""
+    if not archive.holds_wal():
+        raise StoreUnavailable(
+            "this prefix holds no WAL at all",
+            f"{archive.store.url} is empty, so it cannot be said that {name} does not exist.",
+            "Nothing was archived yet, or the prefix is wrong, or the store's file system is not mounted.",
+        ) from None
 
 
 def download(archive: Archive, name: str, temporary: str, destination: str) -> None:
