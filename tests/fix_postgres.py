@@ -154,7 +154,7 @@ def bindir() -> Path:
     """The directory of PostgreSQL's programs: PATH's, else pg_config's, else Debian's newest."""
     candidates = []
     if shutil.which("postgres"):
-        candidates.append(Path(shutil.which("postgres")).parent)
+        candidates.append(Path(shutil.which("postgres")).resolve().parent)  # a link may stand alone, without pg_basebackup
     if shutil.which("pg_config"):
         candidates.append(Path(subprocess.check_output(["pg_config", "--bindir"], text=True).strip()))
     candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(re.sub(r"\D", "", path.parent.name) or 0), reverse=True)
