@@ -12,6 +12,7 @@
 clone=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 program=script/$(basename "$0")
 home=/ # HOME of what `as_user` runs
+also=() # programs that are needed besides, each from a package of its name
 umask 022
 
 say() {
@@ -69,12 +70,16 @@ as_user() {
 }
 
 look_around() {
+    local tool
     missing=()
     choose_user
     find_postgres
     find_python
     [ -n "$pg_bin" ] || missing+=(postgresql)
     command -v lzop >/dev/null || missing+=(lzop)
+    for tool in "${also[@]}"; do
+        command -v "$tool" >/dev/null || missing+=("$tool")
+    done
     { command -v gpg && command -v gpg-agent; } >/dev/null || missing+=(gnupg)
     if [ -z "$python" ]; then
         [ ! -x /usr/bin/python3 ] || refuse "Python 3.11 or later is needed (Debian 12 and Ubuntu 24.04 have it); this system's is $(/usr/bin/python3 --version)"

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from wal_e.cli.context import Context
-from wal_e.cli.render import HEADER, advice, backup_json, backup_rows
+from wal_e.cli.render import HEADER, advice, backup_json, backup_rows, show
 from wal_e.errors import UsageError
 from wal_e.log import Logger
 from wal_e.operators import backup_fetch as fetching
@@ -70,7 +70,7 @@ def backup_fetch(context: Context, pg_cluster_directory: str, backup_name: str, 
         raise UsageError("--blind-restore and --restore-spec exclude each other", "Each says where tablespaces go.", "Use one of them.")
     choice = TablespaceChoice(blind_restore, _spec(restore_spec))
     fetched = fetching.fetch_backup(context.archive(pool_size, BACKUP_PIPE_BYTES), pg_cluster_directory, backup_name, pool_size, choice)
-    click.echo(advice(fetched.major, os.path.abspath(pg_cluster_directory), context.settings.prefix, context.options), nl=False)
+    show(advice(fetched.major, os.path.abspath(pg_cluster_directory), context.settings.prefix, context.options))
 
 
 @click.command("backup-list")
@@ -81,11 +81,11 @@ def backup_fetch(context: Context, pg_cluster_directory: str, backup_name: str, 
 def backup_list(context: Context, query: str | None, detail: bool, as_json: bool) -> None:
     """List the complete backups, oldest first: a header and tab-separated columns."""
     if as_json:
-        click.echo(json.dumps([backup_json(backup) for backup in listing.listed(context.archive(1), query)], indent=1))
+        show(json.dumps([backup_json(backup) for backup in listing.listed(context.archive(1), query)], indent=1) + "\n")
         return
     archive = context.archive(1)
-    click.echo(HEADER, nl=False)
-    click.echo(backup_rows(listing.listed(archive, query), detail), nl=False)
+    show(HEADER)
+    show(backup_rows(listing.listed(archive, query), detail))
 
 
 def _spec(restore_spec: str | None) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import click
 from wal_e import __version__, log
 from wal_e.cli import backup, wal
 from wal_e.cli.context import Context
+from wal_e.cli.render import show
 from wal_e.cli.run import settings_of
 from wal_e.errors import UsageError
 from wal_e.settings import Settings
@@ -56,7 +57,7 @@ def wal_e(context: click.Context, /, **options: object) -> None:
 @wal_e.command("version")
 def version() -> None:
     """Print the version."""
-    click.echo(__version__)
+    show(f"{__version__}\n")
 
 
 for command in (*backup.COMMANDS, *wal.COMMANDS):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
+
+import click
 
 from wal_e.archive.catalog import Backup
 from wal_e.cli.fast import GLOBAL_VALUES
@@ -22,6 +25,12 @@ COLUMNS = (
     "wal_segment_backup_stop",
     "wal_segment_offset_backup_stop",
 )
+
+
+def show(text: str) -> None:
+    """Write a result to stdout. That nobody can read it there is no reason for another exit status."""
+    with contextlib.suppress(OSError):
+        click.echo(os.fsencode(text), nl=False)
 
 
 def shown_time(moment: datetime) -> str:

@@ -157,5 +157,5 @@ def _mark_done(path: str) -> None:
     directory, name = os.path.split(path)
     try:
         archive_status.mark_done(directory or ".", name)
-    except OSError as error:
-        LOG.warning(f"{name} is stored but could not be marked done", f"The system says: {error.strerror}.", "PostgreSQL will push it once more.")
+    except WaleError as error:
+        LOG.warning(f"{name} is stored but could not be marked done", str(error), "PostgreSQL will push it once more.")
