@@ -7,8 +7,9 @@ import pytest
 
 from wal_e.archive.catalog import Backup
 from wal_e.archive.sentinel import Facts, Sentinel
-from wal_e.cli.render import HEADER, backup_json, backup_rows, restore_command, shown_time
+from wal_e.cli.render import HEADER, advice, backup_json, backup_rows, restore_command, shown_time
 from wal_e.errors import DamageError
+from wal_e.operators.backup_fetch import Fetched
 from wal_e.postgres.wal import Lsn
 
 MOMENT = datetime(2015, 5, 18, 10, 13, 25, 123_999, tzinfo=UTC)
@@ -59,3 +60,9 @@ def test_the_restore_command_names_the_prefix_and_survives_odd_paths():
     command = restore_command("file://localhost/a b/100%", {})
     assert command.endswith("""--file-prefix 'file://localhost/a b/100%%' wal-fetch "%f" "%p\"""")
     assert "--envdir /etc/e wal-fetch" in restore_command("file://localhost/x", {"envdir": "/etc/e"})
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_the_advice_allows_tablespaces_that_became_directories(in_place):
+    text = advice(Fetched(OURS, 15, in_place), "/new data", "file://localhost/x", {})
+    assert ("echo 'allow_in_place_tablespaces = on' >> '/new data/postgresql.auto.conf'\n" in text) == in_place

@@ -70,7 +70,7 @@ def backup_fetch(context: Context, pg_cluster_directory: str, backup_name: str, 
         raise UsageError("--blind-restore and --restore-spec exclude each other", "Each says where tablespaces go.", "Use one of them.")
     choice = TablespaceChoice(blind_restore, _spec(restore_spec))
     fetched = fetching.fetch_backup(context.archive(pool_size, BACKUP_PIPE_BYTES), pg_cluster_directory, backup_name, pool_size, choice)
-    show(advice(fetched.major, os.path.abspath(pg_cluster_directory), context.settings.prefix, context.options))
+    show(advice(fetched, os.path.abspath(pg_cluster_directory), context.settings.prefix, context.options))
 
 
 @click.command("backup-list")

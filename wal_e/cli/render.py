@@ -14,6 +14,7 @@ import click
 
 from wal_e.archive.catalog import Backup
 from wal_e.cli.fast import GLOBAL_VALUES
+from wal_e.operators.backup_fetch import Fetched
 from wal_e.postgres.recovery import recovery_settings, render_advice
 
 COLUMNS = (
@@ -70,10 +71,15 @@ def backup_json(backup: Backup) -> dict[str, Any]:
     return document
 
 
-def advice(major: int, target: str, prefix: str, options: Mapping[str, str]) -> str:
+def advice(fetched: Fetched, target: str, prefix: str, options: Mapping[str, str]) -> str:
     """How to go on after a restore, ready to paste."""
-    settings = recovery_settings(major, restore_command(prefix, options))
-    return f"# {target} is restored. To recover it from the archive, run this and start the server:\n{render_advice(settings, target)}"
+    settings = recovery_settings(fetched.major, restore_command(prefix, options))
+    lines = f"# {target} is restored. To recover it from the archive, run this and start the server:\n{render_advice(settings, target)}"
+    if fetched.in_place_tablespaces:
+        conf = shlex.quote(os.path.join(target, "postgresql.auto.conf"))
+        lines += "# Its tablespaces are directories in pg_tblspc, which recovery takes for damage without this (since August 2022):\n"
+        lines += f"echo 'allow_in_place_tablespaces = on' >> {conf}\n"
+    return lines
 
 
 def restore_command(prefix: str, options: Mapping[str, str]) -> str:

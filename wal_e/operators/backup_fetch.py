@@ -43,10 +43,11 @@ class Part(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """The result: the backup, and the major version of PostgreSQL in the target."""
+    """The result: the backup, the major version of PostgreSQL in the target, and whether tablespaces became directories."""
 
     backup: Backup
     major: int
+    in_place_tablespaces: bool
 
 
 def fetch_backup(archive: Archive, target_path: str, query: str, pool_size: int, choice: TablespaceChoice) -> Fetched:
@@ -79,7 +80,7 @@ def fetch_backup(archive: Archive, target_path: str, query: str, pool_size: int,
         if manifest:
             manifest.close()
     LOG.info(f"{backup.name} is restored", f"{shown_bytes(progress.done_bytes)} in {shown_seconds(progress.seconds)}.", action="backup-fetch", state="complete")
-    return Fetched(backup, target.major())
+    return Fetched(backup, target.major(), choice.blind and bool(sentinel.tablespaces))
 
 
 def _manifest(archive: Archive, backup: str, sentinel: Sentinel) -> Manifest | None:
