@@ -156,7 +156,7 @@ prepare_venv() {
     if am_root; then
         venv=/var/cache/wal-e-dev/$(printf '%s' "$clone" | sha256sum | cut -c 1-12)
     else
-        venv=$clone/.venv
+        venv=$clone/.cache/venv
     fi
     dependencies=$({ echo "$python" && "$python" --version && cat "$clone"/{setup.py,script/setup.bash}; } | sha256sum)
     sources=$(cd "$clone" && find wal_e bin setup.py pyproject.toml -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum)

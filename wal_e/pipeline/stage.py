@@ -42,7 +42,10 @@ CODECS = {LZOP.suffix: LZOP}
 
 
 def gpg(recipient: str = "") -> Stage:
-    """The gpg stage that encrypts for a recipient; decryption finds its key by itself."""
+    """The gpg stage that encrypts for a recipient; decryption finds its key by itself.
+
+    Only the user's keyring is asked for the recipient, never the network, whose answer would be trusted.
+    """
     quiet = ("gpg", "--batch", "--no-tty", "--quiet")
-    encode = (*quiet, "--trust-model", "always", "--compress-level", "0", "--recipient", recipient, "--encrypt")
+    encode = (*quiet, "--no-auto-key-locate", "--trust-model", "always", "--compress-level", "0", "--recipient", recipient, "--encrypt")
     return Stage("gpg", "", _is_openpgp, encode, (*quiet, "--decrypt"))
