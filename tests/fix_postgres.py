@@ -57,12 +57,12 @@ class Server:
         with (self.data / "postgresql.conf").open("a") as stream:
             stream.writelines(lines)
 
-    def start(self, *, check: bool = True, **settings: str) -> bool:
-        """Start, after ``configure(**settings)``; false if it did not come up and ``check`` is off."""
+    def start(self, *, check: bool = True, wait: bool = True, **settings: str) -> bool:
+        """Start, after ``configure(**settings)``; false if it did not come up and ``check`` is off; ``wait`` for connections."""
         self.configure(**settings)
         base = {**_BASE_SETTINGS, "port": str(self.port), "unix_socket_directories": str(self.socket_dir)}
         options = " ".join(shlex.quote(word) for name, value in base.items() for word in ("-c", f"{name}={value}"))
-        argv = [bindir() / "pg_ctl", "-D", self.data, "-w", "-t", "60", "-l", self.log, "-o", options, "start"]
+        argv = [bindir() / "pg_ctl", "-D", self.data, "-w" if wait else "-W", "-t", "60", "-l", self.log, "-o", options, "start"]
         result = self.run(argv, check=False, libpq=False)
         if check and result.returncode != 0:
             raise AssertionError(f"the server did not start: {result.stdout}{result.stderr}\n{self.log_text()}")
