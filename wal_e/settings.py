@@ -184,16 +184,19 @@ def read_envdir(path: str) -> dict[str, str | None]:
     Raises: ConfigurationError when the directory or a file in it cannot be read.
     """
     variables: dict[str, str | None] = {}
+    file = path
     try:
         for name in sorted(os.listdir(path)):
+            if name.startswith(".") or "=" in name:
+                continue
             file = os.path.join(path, name)
-            if name.startswith(".") or "=" in name or not os.path.isfile(file):
+            if os.path.isdir(file):
                 continue
             with open(file, "rb") as stream:
                 content = stream.read()
             line = content.split(b"\n", 1)[0].rstrip().replace(b"\0", b"\n")
             variables[name] = os.fsdecode(line) if content else None
     except OSError as error:
-        explained = local_error(error, f"reading --envdir {path}")
+        explained = local_error(error, f"reading {file} for --envdir")
         raise ConfigurationError(explained.message, explained.detail, "Check the path and that this user may read every file in it.") from None
     return variables

@@ -54,6 +54,7 @@ class Target:
         path = os.path.abspath(path)
         _require_unused(path)
         locations = {} if choice.blind else _planned(path, sentinel, choice)
+        _require_apart(path, locations)
         for location in locations.values():
             _require_empty(location, "tablespace location", allowed=())
         return cls(path, locations, choice)
@@ -178,6 +179,17 @@ def _require_empty(path: str, what: str, allowed: tuple[str, ...]) -> None:
         )
 
 
+def _require_apart(path: str, locations: Mapping[str, str]) -> None:
+    """Refuse one place for two purposes: their files would overwrite each other."""
+    taken = {os.path.realpath(path): "the data directory"}
+    for oid, location in locations.items():
+        other = taken.setdefault(os.path.realpath(location), f"tablespace {oid}")
+        if other != f"tablespace {oid}":
+            raise TargetRefused(
+                f"{location} is the place of two things", f"It is that of {other} and of tablespace {oid}.", "Give each tablespace a directory of its own."
+            )
+
+
 def _entries(path: str) -> list[str]:
     try:
         return [name for name in os.listdir(path) if name != "lost+found"]
@@ -192,8 +204,11 @@ def _planned(path: str, sentinel: Sentinel, choice: TablespaceChoice) -> dict[st
     recorded = {tablespace.oid: tablespace.location for tablespace in sentinel.tablespaces}
     if choice.spec is None:
         return _linked(path, list(recorded))
+    listed = choice.spec.get("tablespaces", list(recorded))
+    if not (isinstance(listed, list) and all(isinstance(oid, str) for oid in listed)):
+        raise UsageError("the restore spec does not list tablespaces", f'Its "tablespaces" is {listed!r}.', 'Write {"tablespaces": ["OID", ...], ...}.')
     locations = {}
-    for oid in choice.spec.get("tablespaces", list(recorded)):
+    for oid in listed:
         given = choice.spec.get(oid, {})
         location = given.get("loc") if isinstance(given, dict) else None
         location = location or recorded.get(oid)

@@ -221,16 +221,21 @@ class _Chain:
             os.close(self.release(sink))
 
     def finish(self, key: str = "", abandoned: WaleError | None = None) -> None:
-        """Reap every process; raise what the first bad status means."""
-        processes, self._processes = self._processes, []
+        """Reap every process; raise what the first bad status means, passing over those that only lost their reader."""
         worst: WaleError | None = None
-        for one in processes:
+        cut_off: WaleError | None = None
+        while self._processes:
+            one = self._processes[0]
             status = self._waits.reap(one)
+            del self._processes[0]  # only now: when a signal ends the wait, cancel() must know the process
             said = process.stderr_text(one)
             os.close(one.stderr)
-            ended_by_reader = status == -signal.SIGPIPE or "Broken pipe" in said
-            if status != 0 and worst is None and not (abandoned is not None and ended_by_reader):
-                worst = _explained(one.name, status, said, key)
+            if status == -signal.SIGPIPE or "Broken pipe" in said:
+                cut_off = cut_off or _explained(one.name, status, said, key)
+            elif status != 0:
+                worst = worst or _explained(one.name, status, said, key)
+        if abandoned is None:
+            worst = worst or cut_off
         if worst is not None:
             raise worst
 
