@@ -110,8 +110,8 @@ class FileStore(BlobStore):
         directory, name = os.path.split(path)
         temporary = os.path.join(directory, f".{name}.{os.getpid()}.{os.urandom(8).hex()}.tmp")
         self._check_root()
-        descriptor = self._writing(key, self._open_new, temporary, key)
         try:
+            descriptor = self._writing(key, self._open_new, temporary, key)  # a signal may come while it opens
             try:
                 self._fill(descriptor, key, chunks)
                 written = self._writing(key, os.fstat, descriptor)

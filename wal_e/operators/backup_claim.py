@@ -51,6 +51,9 @@ class Claim:
                 _require_dead(store, name, place)
                 LOG.warning(f"removing what an unfinished push of {name} left", action="backup-push")
                 _remove(store, name)
+            except BaseException:
+                claim.discard()  # the key may be there all the same: a signal came, or the answer was lost
+                raise
         raise _alive(name, "Its claim was taken again this moment.")
 
     def require(self) -> None:

@@ -83,7 +83,7 @@ class Target:
     @contextlib.contextmanager
     def filling(self) -> Iterator[Destination]:
         """Make the directory and the links; remove everything again when the restore fails."""
-        made = [directory for directory in (self.path, *self._locations.values()) if not os.path.isdir(directory)]
+        made = [directory for place in (self.path, *self._locations.values()) for directory in _missing(place)]
         had_links = os.path.isdir(os.path.join(self.path, TABLESPACES))
         try:
             self._make()
@@ -91,7 +91,7 @@ class Target:
             yield Destination(self.path, links, os.geteuid() == 0)
         except BaseException:
             self._empty(keep_links=had_links)
-            for directory in reversed(made):
+            for directory in sorted(made, reverse=True):
                 with contextlib.suppress(OSError):
                     os.rmdir(directory)
             raise
@@ -237,6 +237,13 @@ def _linked(path: str, oids: list[str]) -> dict[str, str]:
             "Make these links to empty directories, or use --restore-spec SOURCE (the original locations), --restore-spec FILE, or --blind-restore.",
         )
     return {oid: os.path.realpath(link) for oid, link in links.items()}
+
+
+def _missing(path: str) -> Iterator[str]:
+    """The directory, and those above it, that do not exist yet."""
+    while not os.path.isdir(path):
+        yield path
+        path = os.path.dirname(path)
 
 
 def _nearest_existing(path: str) -> str:

@@ -195,15 +195,18 @@ def _prefetch_one(archive: Archive, directory: PrefetchDirectory, name: str) -> 
     temporary, ready = os.path.join(running, "tmp"), os.path.join(directory.ready, name)
     if os.path.exists(ready):
         return os.path.getsize(ready)
-    os.mkdir(running, 0o700)
     try:
+        os.mkdir(running, 0o700)
         download(archive, name, temporary, os.path.join(directory.pg_wal, name))
         size = os.path.getsize(temporary)
         os.rename(temporary, ready)
         return size
     finally:
         _remove(temporary)
-        os.rmdir(running)
+        try:
+            os.rmdir(running)
+        except FileNotFoundError:
+            pass
 
 
 def _remove_leftovers(directory: PrefetchDirectory) -> None:

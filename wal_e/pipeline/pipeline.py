@@ -252,7 +252,10 @@ class _Chain:
         if self._beside is not None:
             self._beside.join()
         for one in self._processes:
-            self._waits.reap(one)
+            try:
+                self._waits.reap(one)
+            except ChildProcessError:
+                pass  # the signal that brought us here came when finish() had just reaped it
             os.close(one.stderr)
         self._processes = []
 

@@ -154,14 +154,13 @@ class Session:
         return None
 
     def _prepare(self) -> None:
-        timeouts = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"]
-        if self.version_num >= 140000:
-            timeouts.append("idle_session_timeout")
+        settings = ["search_path = pg_catalog", "statement_timeout = 0", "lock_timeout = 0", "idle_in_transaction_session_timeout = 0"]
+        if self.version_num >= 140000:  # without the check, a server that waits for a checkpoint stays with a dead client
+            settings += ["idle_session_timeout = 0", "client_connection_check_interval = '5s'"]
         if self.version_num >= 170000:
-            timeouts.append("transaction_timeout")
-        settings = "; ".join(["SET search_path = pg_catalog", *(f"SET {timeout} = 0" for timeout in timeouts)])
+            settings.append("transaction_timeout = 0")
         with self._explained("preparing the session"):
-            self._connection.execute(settings)
+            self._connection.execute("; ".join(f"SET {setting}" for setting in settings))
         [(self.version_text, self.in_recovery)] = self._rows("preparing the session", "SELECT version(), pg_is_in_recovery()")
 
     def _check_cluster(self, sleep: Callable[[float], None]) -> None:
