@@ -27,13 +27,20 @@ MAX_PUSH_STATUS = 125  # above it, the archiver process dies and pg_stat_archive
 def main() -> NoReturn:
     """Run the command line of this process and end it; the console script."""
     _open_standard_descriptors()
-    status = run(sys.argv[1:])
+    try:
+        status = run(sys.argv[1:])
+        _flush()
+    except Terminated as ended:  # it came when everything was done
+        _die_of(ended.signum)
+    os._exit(status)
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):
             pass  # nobody can read it, which is no reason for another status
-    os._exit(status)
 
 
 def run(argv: list[str]) -> int:

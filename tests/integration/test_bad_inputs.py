@@ -363,13 +363,18 @@ class TestFullDisks:
         wal_e = Watched(spoiled.server, disk)
         shutil.copy(pushed.store / "identity_005.json", disk)
         give_to_server_user(disk)
-        (disk / "filler").write_bytes(bytes(1_000_000))
+        (disk / "filler").write_bytes(bytes(251 * 4096))  # four pages are left
         with unchanged(disk):
             soon = {"WALE_PUSH_DEADLINE": "0.5"}
             refusal(wal_e("backup-push", str(spoiled.server.data), "--while-offline", env=soon), LATER, "the file system of the store is full", "Free some")
-            segment = max(segments(pushed.server), key=lambda path: path.stat().st_mtime)
+            segment = max(segments(pushed.server), key=lambda path: stored_size(pushed.store, path.name))
             result = wal_e("wal-push", str(segment), env=soon)
             refusal(result, LATER, "the file system of the store is full", segment.name)
+
+
+def stored_size(store, segment):
+    path = store / "wal_005" / f"{segment}.lzo"
+    return path.stat().st_size if path.exists() else 0
 
 
 class TestTheTarget:
