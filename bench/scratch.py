@@ -41,7 +41,11 @@ class Cost(NamedTuple):
 
 
 def cost_of(work: Callable[[], None], settle: Callable[[], None] | None = None) -> Cost:
-    """Measure a call that runs programs; ``settle`` comes after the clock has stopped, what it waits for takes processor time only."""
+    """Measure a call that runs programs, once everything written before is on the disk.
+
+    ``settle`` is called when the clock has stopped; what it waits for counts as processor time only.
+    """
+    os.sync()
     cpu_before, before = _cpu_seconds(), time.perf_counter()
     work()
     seconds = time.perf_counter() - before
@@ -56,11 +60,10 @@ def _cpu_seconds() -> float:
 
 
 def compare(contestants: dict[str, Callable[[], Cost]], rounds: int) -> dict[str, list[Cost]]:
-    """Run every contestant in every round; return their costs by round. Dirty pages are written in between, unmeasured."""
+    """Run every contestant in every round; return their costs by round."""
     costs: dict[str, list[Cost]] = {name: [] for name in contestants}
     for number in range(rounds):
         for name in reversed(contestants) if number % 2 else contestants:
-            os.sync()
             costs[name].append(contestants[name]())
             print(f"round {number + 1}/{rounds}: {name}: {costs[name][-1].seconds:.3f} s", file=sys.stderr)
     return costs

@@ -265,18 +265,47 @@ def pushed(make_shared_server):
 
 
 @pytest.fixture
-def spoiled(pushed, make_server):
-    """A copy of the store of ``pushed``, to be spoiled by the test, beside a server of the same cluster that does not run."""
-    server = make_server(wal_segsize_mb=1)
+def make_place(_server_root):
+    """Make directories for a server's user, each in the form of a server without a data directory."""
+    places = []
+
+    def make() -> Server:
+        directory = Path(tempfile.mkdtemp(prefix="d", dir=_server_root))
+        give_to_server_user(directory)
+        places.append(Server(directory, directory / "data"))
+        return places[-1]
+
+    yield make
+    for place in places:
+        place.end()
+        shutil.rmtree(place.directory)
+
+
+@pytest.fixture
+def spoiled(pushed, make_place):
+    """A copy of the store of ``pushed``, to be spoiled by the test, and a place; ``cluster`` puts a data directory there."""
+    server = make_place()
     store = server.directory / "store"
     server.run(["cp", "-a", pushed.store, store])
     return Pushed(server, store, pushed.names)
+
+
+@pytest.fixture
+def cluster(spoiled, _template):
+    """The data directory of ``spoiled``: of the same cluster, not running."""
+    spoiled.server.run(["cp", "-a", _template(1), spoiled.server.data])
+    return spoiled.server.data
 
 
 def settled(server: Server) -> None:
     """Wait until no session of wal-e is left, and with it no backup in progress, and until all WAL is archived."""
     server.wait_for("select count(*) = 0 from pg_stat_activity where application_name = 'wal-e'")
     server.wait_for("select count(*) = 0 from pg_ls_archive_statusdir() where name like '%.ready'")
+
+
+def stored_wal(store: Path) -> list[str]:
+    """Names of the segments in a store, oldest first."""
+    return sorted(path.name.removesuffix(".lzo") for path in (store / "wal_005").iterdir() if len(path.name) == 28)
 
 
 def archive_into_store(server: Server, **settings: str) -> Path:

@@ -15,6 +15,7 @@ from wal_e.errors import EXIT_NEVER, Terminated, WaleError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
     from types import FrameType
     from typing import NoReturn
 
@@ -185,7 +186,10 @@ def _ending_signals() -> list[int]:
 
 
 def _end_main_on_signals() -> None:
-    """Turn the first ending signal into :class:`Terminated` in the main thread; ignore those after it."""
+    """Turn the first ending signal into :class:`Terminated` in the main thread; ignore those after it.
+
+    Python throws away what is raised in a finaliser, an import's own among them: then it is raised again a moment later.
+    """
     import signal
 
     numbers = _ending_signals()
@@ -195,6 +199,16 @@ def _end_main_on_signals() -> None:
             signal.signal(other, signal.SIG_IGN)
         raise Terminated(number)
 
+    def thrown_away(unraisable: UnraisableHookArgs) -> None:
+        ended = unraisable.exc_value
+        if isinstance(ended, Terminated):
+            number = ended.signum
+            signal.signal(signal.SIGALRM, lambda _, frame: end(number, frame))
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = thrown_away
     for number in numbers:
         signal.signal(number, end)
 

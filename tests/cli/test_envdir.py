@@ -46,7 +46,13 @@ def fetched(tmp_path, *options, env=None, cwd=None):
 
 @pytest.mark.parametrize(
     "content",
-    ["file://localhost{store}", "file://localhost{store}\n", "file://localhost{store} \t \n", "file://localhost{store}\r\n", "file://localhost{store}\nnoise\n"],
+    [
+        "file://localhost{store}",
+        "file://localhost{store}\n",
+        "file://localhost{store} \t \n",
+        "file://localhost{store}\r\n",
+        "file://localhost{store}\nnoise\n",
+    ],
 )
 def test_a_variable_is_the_first_line_of_its_file_without_trailing_space(tmp_path, store, content):
     envdir = made(tmp_path / "env", WALE_FILE_PREFIX=content.format(store=store))

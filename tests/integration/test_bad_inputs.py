@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import pytest
 from build_wal import build_segment
-from fix_archive import Gate, Watched, archive_into_store, fake_lzop, listing, records, refusal, script, settled, unchanged, warnings
+from fix_archive import Gate, Watched, archive_into_store, fake_lzop, listing, refusal, script, settled, stored_wal, unchanged, warnings
 from fix_postgres import Server, give_to_server_user
+
+from wal_e.postgres.control import read_system_identifier
 
 VERBS = ("backup-push", "backup-fetch", "backup-list", "wal-push", "wal-fetch")
 CODERS = ("backup-push", "backup-fetch", "wal-push", "wal-fetch")
@@ -30,7 +32,7 @@ def command(pushed, verb, target):
     words = {
         "backup-push": lambda: [str(pushed.server.data), "--fast"],
         "backup-fetch": lambda: [str(target), "LATEST"],
-        "backup-list": lambda: [],
+        "backup-list": list,
         "wal-push": lambda: [str(segments(pushed.server)[0])],
         "wal-fetch": lambda: [stored_wal(pushed.store)[0], str(target), "-p", "0"],
     }
@@ -41,11 +43,6 @@ def segments(server):
     """Paths of the segments in pg_wal that hold WAL, oldest first."""
     last = server.psql("select pg_walfile_name(pg_current_wal_lsn())")
     return sorted(path for path in (server.data / "pg_wal").iterdir() if len(path.name) == 24 and path.name <= last)
-
-
-def stored_wal(store):
-    """Names of the segments in the store, oldest first."""
-    return sorted(path.name.removesuffix(".lzo") for path in (store / "wal_005").iterdir() if len(path.name) == 28)
 
 
 def refuse(pushed, verb, status, *words, env=None, options=()):
@@ -118,8 +115,8 @@ class TestSettingsAndTools:
         result = wal_e(*absent, env={name: "soon"})
         assert result.returncode == (200 if name == "WALE_FETCH_DEADLINE" else 1)
 
-    def test_a_misspelt_setting_is_a_warning_of_backup_push(self, spoiled):
-        result = Watched(spoiled.server, spoiled.store)("backup-push", str(spoiled.server.data), "--while-offline", env={"WALE_GPG_KEYID": "me"})
+    def test_a_misspelt_setting_is_a_warning_of_backup_push(self, spoiled, cluster):
+        result = Watched(spoiled.server, spoiled.store)("backup-push", str(cluster), "--while-offline", env={"WALE_GPG_KEYID": "me"})
         assert [record.message for record in warnings(result)] == ["WALE_GPG_KEYID is not a setting"]
 
     @pytest.mark.parametrize(
@@ -214,9 +211,10 @@ class TestTheServer:
         gate, wal_e = Gate(server, 1), Watched(server, store)
         with wal_e.started("backup-push", str(server.data), "--fast", env=gate.env) as first:
             gate.wait(first)
-            with unchanged(store / "basebackups_005"):
-                refusal(wal_e("backup-push", str(server.data), "--fast"), LATER, f"another backup-push works on {server.data}")
-                refusal(wal_e("backup-push", str(server.data), "--while-offline"), LATER, f"another backup-push works on {server.data}")
+            names = set(listing(store / "basebackups_005"))  # the content still grows
+            refusal(wal_e("backup-push", str(server.data), "--fast"), LATER, f"another backup-push works on {server.data}")
+            refusal(wal_e("backup-push", str(server.data), "--while-offline"), LATER, f"another backup-push works on {server.data}")
+            assert set(listing(store / "basebackups_005")) == names
             gate.open()
             assert (first.wait(60), first.stdout.read()) == (0, "")
         assert len(wal_e("backup-list").stdout.splitlines()) == 2
@@ -235,12 +233,12 @@ def forbidden(path, mode=0o000):
 
 class TestPermissions:
     @pytest.mark.parametrize("verb", ["backup-push", "wal-push"])
-    def test_a_store_that_cannot_be_written_is_named(self, spoiled, pushed, verb):
+    def test_a_store_that_cannot_be_written_is_named(self, spoiled, cluster, pushed, verb):
         victim = spoiled.store / ("basebackups_005" if verb == "backup-push" else "wal_005")
         segment = command(pushed, "wal-push", None)[1]
         for path in (spoiled.store / "wal_005").glob(f"{os.path.basename(segment)}*"):
             path.unlink()
-        words = {"backup-push": ["backup-push", str(spoiled.server.data), "--while-offline"], "wal-push": ["wal-push", segment]}[verb]
+        words = {"backup-push": ["backup-push", str(cluster), "--while-offline"], "wal-push": ["wal-push", segment]}[verb]
         with forbidden(victim, 0o500), unchanged(spoiled.store):
             refusal(Watched(spoiled.server, spoiled.store)(*words), LATER, f"no permission for {victim}", "usually postgres")
 
@@ -340,14 +338,14 @@ class TestFullDisks:
         refusal(result, USAGE, "no space left", "Free some space")
         assert listing(disk).keys() == {".", "filler"}
 
-    def test_a_limit_on_the_size_of_files_is_explained(self, spoiled):
+    def test_a_limit_on_the_size_of_files_is_explained(self, spoiled, cluster):
         target = spoiled.server.directory / "target"
         wal_e = Watched(spoiled.server, spoiled.store)
         refusal(wal_e("backup-fetch", str(target), "LATEST", env={"WALE_FETCH_DEADLINE": "0.5"}, **limited_files(100_000)), LATER, "File too large")
         segment = wal_e("wal-fetch", stored_wal(spoiled.store)[0], str(target), "-p", "0", env={"WALE_FETCH_DEADLINE": "0.5"}, **limited_files(100_000))
         refusal(segment, 200, "no space left", "the limit on the size of files")
         with unchanged(spoiled.store):
-            result = wal_e("backup-push", str(spoiled.server.data), "--while-offline", **limited_files(100_000))
+            result = wal_e("backup-push", str(cluster), "--while-offline", **limited_files(100_000))
             refusal(result, USAGE, "the file system of the store refuses", "ulimit -f")
         assert not target.exists()
 
@@ -358,7 +356,7 @@ class TestFullDisks:
         refusal(result, 200, "no space left")
         assert listing(disk).keys() == {"."}
 
-    def test_a_store_that_is_full_keeps_nothing_of_what_did_not_fit(self, pushed, spoiled, small_disk):
+    def test_a_store_that_is_full_keeps_nothing_of_what_did_not_fit(self, pushed, spoiled, cluster, small_disk):
         disk = small_disk("1m")
         wal_e = Watched(spoiled.server, disk)
         shutil.copy(pushed.store / "identity_005.json", disk)
@@ -366,15 +364,9 @@ class TestFullDisks:
         (disk / "filler").write_bytes(bytes(251 * 4096))  # four pages are left
         with unchanged(disk):
             soon = {"WALE_PUSH_DEADLINE": "0.5"}
-            refusal(wal_e("backup-push", str(spoiled.server.data), "--while-offline", env=soon), LATER, "the file system of the store is full", "Free some")
-            segment = max(segments(pushed.server), key=lambda path: stored_size(pushed.store, path.name))
-            result = wal_e("wal-push", str(segment), env=soon)
-            refusal(result, LATER, "the file system of the store is full", segment.name)
-
-
-def stored_size(store, segment):
-    path = store / "wal_005" / f"{segment}.lzo"
-    return path.stat().st_size if path.exists() else 0
+            refusal(wal_e("backup-push", str(cluster), "--while-offline", env=soon), LATER, "the file system of the store is full", "Free some")
+            segment = wal_file(spoiled.server, NAME, build_segment(NAME, system_identifier=read_system_identifier(str(cluster))))
+            refusal(wal_e("wal-push", str(segment), env=soon), LATER, "the file system of the store is full", NAME)
 
 
 class TestTheTarget:
@@ -560,12 +552,12 @@ class TestDamagedBackups:
                 assert [line.split("\t")[0] for line in listed.stdout.splitlines()[1:]] == spoiled.names
         assert wal_e("backup-fetch", str(spoiled.server.directory / "older"), spoiled.names[0]).returncode == 0
 
-    def test_a_damaged_identity_is_named(self, spoiled):
+    def test_a_damaged_identity_is_named(self, spoiled, cluster):
         (spoiled.store / "identity_005.json").write_text("{")
         target = spoiled.server.directory / "target"
         wal_e = Watched(spoiled.server, spoiled.store)
         with unchanged(spoiled.store):
-            refusal(wal_e("backup-push", str(spoiled.server.data), "--while-offline"), USAGE, "identity_005.json cannot be understood", "pg_controldata")
+            refusal(wal_e("backup-push", str(cluster), "--while-offline"), USAGE, "identity_005.json cannot be understood", "pg_controldata")
             refusal(wal_e("wal-fetch", "00000001000000000000009A", str(target), "-p", "0"), 200, "identity_005.json cannot be understood")
         assert not target.exists()
 
@@ -586,6 +578,16 @@ def real_segment(pushed, index=0):
     name = stored_wal(pushed.store)[index]
     content = subprocess.run(["lzop", "-d", "-c", pushed.store / f"wal_005/{name}.lzo"], capture_output=True, check=True).stdout
     return name, content
+
+
+def destination_of(spoiled, role):
+    """Where a server of this role would want a segment; there is no such server."""
+    pg_wal = spoiled.server.make_directory("data") / "pg_wal"
+    pg_wal.mkdir()
+    if role:
+        (spoiled.server.data / role).touch()
+    give_to_server_user(spoiled.server.data)
+    return pg_wal / "RECOVERYXLOG"
 
 
 class TestWalFiles:
@@ -621,8 +623,8 @@ class TestWalFiles:
         with unchanged(spoiled.store):
             refusal(Watched(spoiled.server, spoiled.store)("wal-push", str(path)), USAGE, "this prefix belongs to another cluster", "7710235014459963137")
 
-    def test_a_segment_of_another_cluster_is_refused_by_the_data_directory(self, spoiled):
-        path = spoiled.server.data / "pg_wal" / NAME
+    def test_a_segment_of_another_cluster_is_refused_by_the_data_directory(self, spoiled, cluster):
+        path = cluster / "pg_wal" / NAME
         path.write_bytes(build_segment(NAME))
         give_to_server_user(path)
         with unchanged(spoiled.store):
@@ -637,8 +639,8 @@ class TestWalFiles:
             refusal(Watched(other, spoiled.store)("wal-push", str(path)), USAGE, "this prefix belongs to another cluster")
 
     @pytest.mark.parametrize("name", ["00000002.history", f"{NAME}.00000028.backup", f"{NAME}.partial", NAME])
-    def test_each_kind_of_wal_file_goes_there_and_back(self, make_server, name):
-        server = make_server()
+    def test_each_kind_of_wal_file_goes_there_and_back(self, make_place, name):
+        server = make_place()
         wal_e = Watched(server, server.make_directory("store"))
         content = build_segment(NAME) if name.startswith(NAME) and not name.endswith("backup") else b"1\t0/3000000\tpromoted\n"
         path, destination = wal_file(server, name, content), server.directory / "RECOVERYXLOG"
@@ -676,9 +678,7 @@ class TestWalFiles:
     def test_a_damaged_stored_segment_is_never_absent_and_never_delivered(self, spoiled, kind, role):
         name = stored_wal(spoiled.store)[0]
         spoil(spoiled.store / f"wal_005/{name}.lzo", DAMAGE[kind])
-        destination = spoiled.server.data / "pg_wal/RECOVERYXLOG"
-        if role:
-            (spoiled.server.data / role).touch()
+        destination = destination_of(spoiled, role)
         with unchanged(spoiled.store, spoiled.server.data):
             refusal(Watched(spoiled.server, spoiled.store)("wal-fetch", name, str(destination), "-p", "0"), 200, f"wal_005/{name}.lzo")
 
@@ -711,9 +711,9 @@ class TestWalFiles:
             shutil.rmtree(max(spoiled.server.directory.glob("tmp-*")))
         assert (result.returncode, result.stdout, result.stderr) == (1, "", "")
 
-    def test_a_neighbour_that_cannot_be_pushed_or_marked_does_not_change_the_status(self, pushed, spoiled):
+    def test_a_neighbour_that_cannot_be_pushed_or_marked_does_not_change_the_status(self, pushed, spoiled, cluster):
         (name, content), (other, _) = real_segment(pushed, 0), real_segment(pushed, 1)
-        pg_wal = spoiled.server.data / "pg_wal"
+        pg_wal = cluster / "pg_wal"
         for segment in (name, other):
             (pg_wal / segment).write_bytes(content)
             (pg_wal / "archive_status" / f"{segment}.ready").touch()
@@ -733,11 +733,11 @@ class TestWalFiles:
 
 
 class TestAStoreThatVanishes:
-    def test_during_a_push_nothing_is_recorded_and_the_next_push_succeeds(self, spoiled):
+    def test_during_a_push_nothing_is_recorded_and_the_next_push_succeeds(self, spoiled, cluster):
         away, soon = spoiled.store.with_name("away"), {"WALE_PUSH_DEADLINE": "0.5"}
         gate, wal_e = Gate(spoiled.server, 1), Watched(spoiled.server, spoiled.store)
         before = wal_e("backup-list").stdout
-        with wal_e.started("backup-push", str(spoiled.server.data), "--while-offline", env={**gate.env, **soon}) as push:
+        with wal_e.started("backup-push", str(cluster), "--while-offline", env={**gate.env, **soon}) as push:
             gate.wait(push)
             spoiled.store.rename(away)
             gate.open()
@@ -746,13 +746,13 @@ class TestAStoreThatVanishes:
         assert not spoiled.store.exists()
         away.rename(spoiled.store)
         assert wal_e("backup-list").stdout == before
-        assert wal_e("backup-push", str(spoiled.server.data), "--while-offline").returncode == 0
+        assert wal_e("backup-push", str(cluster), "--while-offline").returncode == 0
         assert len(wal_e("backup-list").stdout.splitlines()) == len(before.splitlines()) + 1
 
-    def test_during_a_push_that_waits_it_goes_on_when_the_store_comes_back(self, spoiled):
+    def test_during_a_push_that_waits_it_goes_on_when_the_store_comes_back(self, spoiled, cluster):
         away = spoiled.store.with_name("away")
         gate, wal_e = Gate(spoiled.server, 1), Watched(spoiled.server, spoiled.store)
-        with wal_e.started("backup-push", str(spoiled.server.data), "--while-offline", env=gate.env) as push:
+        with wal_e.started("backup-push", str(cluster), "--while-offline", env=gate.env) as push:
             gate.wait(push)
             spoiled.store.rename(away)
             gate.open()
@@ -777,9 +777,7 @@ class TestAStoreThatVanishes:
 
     @pytest.mark.parametrize("role", ["standby.signal", "recovery.signal", None])
     def test_before_a_wal_fetch_nothing_is_absent(self, spoiled, role):
-        destination = spoiled.server.data / "pg_wal/RECOVERYXLOG"
-        if role:
-            (spoiled.server.data / role).touch()
+        destination = destination_of(spoiled, role)
         spoiled.store.rename(spoiled.store.with_name("away"))
         with unchanged(spoiled.server.data):
             result = Watched(spoiled.server, spoiled.store)("wal-fetch", NAME, str(destination), env={"WALE_FETCH_DEADLINE": "0.5"})
@@ -787,9 +785,7 @@ class TestAStoreThatVanishes:
 
     @pytest.mark.parametrize("role", ["standby.signal", "recovery.signal", None])
     def test_a_mount_point_without_its_file_system_says_nothing_of_absence(self, spoiled, role):
-        destination = spoiled.server.data / "pg_wal/RECOVERYXLOG"
-        if role:
-            (spoiled.server.data / role).touch()
+        destination = destination_of(spoiled, role)
         empty = spoiled.server.make_directory("empty")
         with unchanged(spoiled.server.data, empty):
             result = Watched(spoiled.server, empty)("wal-fetch", NAME, str(destination))
@@ -829,7 +825,7 @@ class TestStandardDescriptors:
         return pushed.server.run(argv, env={"WALE_FILE_PREFIX": f"file://localhost{pushed.store}", "WALE_LOG_DESTINATION": "stderr"}, check=False).returncode
 
     @pytest.mark.parametrize("redirection", SPOILED)
-    def test_they_do_not_change_a_status(self, spoiled, redirection):
+    def test_they_do_not_change_a_status(self, spoiled, cluster, redirection):
         target = spoiled.server.directory / "target"
         name = stored_wal(spoiled.store)[0]
         destination = str(spoiled.server.directory / "RECOVERYXLOG")
@@ -838,7 +834,7 @@ class TestStandardDescriptors:
         assert self.run(spoiled, redirection, "backup-list", "--json") == 0
         assert self.run(spoiled, redirection, "backup-list", "newest") == LATER
         assert self.run(spoiled, redirection, "backup-lsit") == USAGE
-        assert self.run(spoiled, redirection, "backup-push", str(spoiled.server.data), "--while-offline") == 0
+        assert self.run(spoiled, redirection, "backup-push", str(cluster), "--while-offline") == 0
         assert self.run(spoiled, redirection, "backup-fetch", str(target), spoiled.names[-1]) == 0
         assert (target / "global/pg_control").exists()
         assert self.run(spoiled, redirection, "backup-fetch", str(target), spoiled.names[-1]) == USAGE
@@ -901,9 +897,9 @@ class TestTablespaces:
     def fetch(self, spaced, *options, target=None):
         return Watched(spaced.server, spaced.store)("backup-fetch", str(target or spaced.server.directory / "target"), "LATEST", *options)
 
-    def moved(self, spaced, make_server):
+    def moved(self, spaced, make_place):
         """New places for the tablespaces, in the directory of a new server."""
-        other = make_server()
+        other = make_place()
         return other, {oid: other.make_directory(f"moved-{oid}") for oid in spaced.locations}
 
     def test_without_links_and_choice_they_are_asked_for(self, spaced):
@@ -912,8 +908,8 @@ class TestTablespaces:
             oid = next(iter(spaced.locations))
             refusal(self.fetch(spaced), USAGE, f"{target}/pg_tblspc/{oid}", "--restore-spec SOURCE", "--blind-restore")
 
-    def test_links_that_are_there_are_used(self, spaced, make_server):
-        other, moved = self.moved(spaced, make_server)
+    def test_links_that_are_there_are_used(self, spaced, make_place, make_server):
+        other, moved = self.moved(spaced, make_place)
         target = other.make_directory("restored")
         (target / "pg_tblspc").mkdir()
         for oid, place in moved.items():
@@ -923,8 +919,8 @@ class TestTablespaces:
             assert self.fetch(spaced, target=target).returncode == 0
             has_its_tables(recovered(make_server, spaced.server, target), moved)
 
-    def test_a_failed_restore_leaves_links_that_were_there(self, spaced, make_server):
-        other, moved = self.moved(spaced, make_server)
+    def test_a_failed_restore_leaves_links_that_were_there(self, spaced, make_place):
+        other, moved = self.moved(spaced, make_place)
         target = other.make_directory("restored")
         (target / "pg_tblspc").mkdir()
         for oid, place in moved.items():
@@ -936,24 +932,24 @@ class TestTablespaces:
         with unchanged(target, *moved.values(), *spaced.locations.values()):
             refusal(Watched(other, store)("backup-fetch", str(target), "LATEST", "-p", "1"), USAGE, "tar_partitions")
 
-    def test_a_file_says_where_they_go(self, spaced, make_server):
-        other, moved = self.moved(spaced, make_server)
+    def test_a_file_says_where_they_go(self, spaced, make_place, make_server):
+        other, moved = self.moved(spaced, make_place)
         target, spec = other.directory / "restored", other.directory / "spec.json"
         spec.write_text(json.dumps({"tablespaces": list(moved), **{oid: {"loc": f"{place}/", "link": f"pg_tblspc/{oid}"} for oid, place in moved.items()}}))
         with unchanged(*spaced.locations.values()):
             assert self.fetch(spaced, "--restore-spec", str(spec), target=target).returncode == 0
             has_its_tables(recovered(make_server, spaced.server, target), moved)
 
-    def test_blind_they_become_directories(self, spaced, make_server):
-        target = make_server().directory / "restored"
+    def test_blind_they_become_directories(self, spaced, make_place, make_server):
+        target = make_place().directory / "restored"
         with unchanged(*spaced.locations.values()):
             fetched = self.fetch(spaced, "--blind-restore", target=target)
             assert fetched.returncode == 0
             assert not any((target / "pg_tblspc" / oid).is_symlink() for oid in spaced.locations)
             has_its_tables(recovered(make_server, spaced.server, target, fetched.stdout), {oid: f"pg_tblspc/{oid}" for oid in spaced.locations})
 
-    def test_source_puts_them_where_they_were_unless_something_is_there(self, spaced, make_server):
-        target = make_server().directory / "restored"
+    def test_source_puts_them_where_they_were_unless_something_is_there(self, spaced, make_place, make_server):
+        target = make_place().directory / "restored"
         first = next(iter(spaced.locations.values()))
         with unchanged(*spaced.locations.values()):
             refusal(
@@ -1129,7 +1125,7 @@ class TestEncryption:
 
     @pytest.mark.parametrize("verb", ["backup-push", "wal-push"])
     @pytest.mark.parametrize("trouble", ["unknown key", "no gpg"])
-    def test_what_cannot_be_encrypted_is_not_stored(self, spoiled, pushed, keyring, verb, trouble):
+    def test_what_cannot_be_encrypted_is_not_stored(self, spoiled, cluster, pushed, keyring, verb, trouble):
         env = {"GNUPGHOME": str(keyring(spoiled.server)), "WALE_GPG_KEY_ID": "nobody@example.org"}
         if trouble == "no gpg":
             place = spoiled.server.make_directory("only-lzop")
@@ -1137,19 +1133,17 @@ class TestEncryption:
             env["PATH"] = str(place)
         name, content = real_segment(pushed)
         (spoiled.store / f"wal_005/{name}.lzo").unlink()
-        words = (
-            ["wal-push", str(wal_file(spoiled.server, name, content))] if verb == "wal-push" else ["backup-push", str(spoiled.server.data), "--while-offline"]
-        )
+        words = ["wal-push", str(wal_file(spoiled.server, name, content))] if verb == "wal-push" else ["backup-push", str(cluster), "--while-offline"]
         said = ["gpg cannot encrypt for this key", "WALE_GPG_KEY_ID"] if trouble == "unknown key" else ["gpg cannot be started", "apt-get install gnupg"]
         with unchanged(spoiled.store):
             refusal(Watched(spoiled.server, spoiled.store)(*words, env=env), USAGE, *said)
 
-    def test_what_is_encrypted_for_another_key_is_named(self, spoiled, keyring):
+    def test_what_is_encrypted_for_another_key_is_named(self, spoiled, cluster, keyring):
         mine, other = keyring(spoiled.server, "backup@example.org"), keyring(spoiled.server, "other@example.org")
         wal_e = Watched(spoiled.server, spoiled.store)
         path, target = wal_file(spoiled.server, "00000002.history", b"1\t0/3000000\tpromoted\n"), spoiled.server.directory / "target"
         env = {"GNUPGHOME": str(mine), "WALE_GPG_KEY_ID": "backup@example.org"}
-        assert wal_e("backup-push", str(spoiled.server.data), "--while-offline", env=env).returncode == 0
+        assert wal_e("backup-push", str(cluster), "--while-offline", env=env).returncode == 0
         assert wal_e("wal-push", str(path), env=env).returncode == 0
         with unchanged(spoiled.store, target):
             stranger = {"GNUPGHOME": str(other)}

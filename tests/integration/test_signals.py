@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
-from fix_archive import Gate, Watched, archive_into_store, fake_lzop, records, refusal, settled, unchanged, warnings
+from fix_archive import Gate, Watched, archive_into_store, fake_lzop, records, refusal, settled, stored_wal, unchanged, warnings
 from fix_postgres import bindir, give_to_server_user, wait_until
 
 ENDING = [signal.SIGTERM, signal.SIGINT]
@@ -105,23 +107,23 @@ class TestBackupPush:
             server.psql("alter system reset archive_command")
             server.reload()
 
-    def test_a_kill_leaves_no_backup_and_the_next_push_removes_what_is_left(self, spoiled):
+    def test_a_kill_leaves_no_backup_and_the_next_push_removes_what_is_left(self, spoiled, cluster):
         gate, wal_e = Gate(spoiled.server, 2), Watched(spoiled.server, spoiled.store)
         before = wal_e("backup-list").stdout
-        with wal_e.started("backup-push", str(spoiled.server.data), "--while-offline", env=gate.env) as push:
+        with wal_e.started("backup-push", str(cluster), "--while-offline", env=gate.env) as push:
             gate.wait(push)
             dies(push, signal.SIGKILL)
             gate.open()
         assert wal_e("backup-list").stdout == before
-        again = wal_e("backup-push", str(spoiled.server.data), "--while-offline")
+        again = wal_e("backup-push", str(cluster), "--while-offline")
         assert again.returncode == 0
         assert [record.message.partition(" of ")[0] for record in warnings(again)] == ["removing what an unfinished push"]
         assert len(wal_e("backup-list").stdout.splitlines()) == len(before.splitlines()) + 1
         assert wal_e("backup-fetch", str(spoiled.server.directory / "target"), "LATEST").returncode == 0
 
-    def test_a_killed_codec_is_started_again(self, spoiled):
+    def test_a_killed_codec_is_started_again(self, spoiled, cluster):
         env = fake_lzop(spoiled.server, "if call in (1, 3): os.kill(os.getpid(), 9)")
-        result = Watched(spoiled.server, spoiled.store)("backup-push", str(spoiled.server.data), "--while-offline", env=env)
+        result = Watched(spoiled.server, spoiled.store)("backup-push", str(cluster), "--while-offline", env=env)
         assert result.returncode == 0
         assert [record.message.partition(";")[0] for record in warnings(result)] == ["lzop was killed"] * 2
         fetched = Watched(spoiled.server, spoiled.store)("backup-fetch", str(spoiled.server.directory / "target"), "LATEST")
@@ -135,11 +137,11 @@ class TestBackupFetch:
     def test_while_it_fetches(self, spoiled, signum, phase, call, target_exists):
         target = spoiled.server.make_directory("target") if target_exists else spoiled.server.directory / "new/target"
         gate = Gate(spoiled.server, call)
-        with unchanged(spoiled.store, target, target.parent if not target_exists else target):
-            with Watched(spoiled.server, spoiled.store).started("backup-fetch", str(target), "LATEST", "-p", "1", env=gate.env) as fetch:
-                gate.wait(fetch)
-                assert phase == "manifest" or list(target.iterdir())
-                dies(fetch, signum)
+        running = Watched(spoiled.server, spoiled.store).started("backup-fetch", str(target), "LATEST", "-p", "1", env=gate.env)
+        with unchanged(spoiled.store, target if target_exists else target.parent), running as fetch:
+            gate.wait(fetch)
+            assert phase == "manifest" or list(target.iterdir())
+            dies(fetch, signum)
 
     @BOTH
     def test_when_only_pg_control_is_not_yet_in_its_place(self, spoiled, signum):
@@ -180,9 +182,9 @@ class TestWal:
             dies(push, signum)
 
     @BOTH
-    def test_while_it_pushes_a_segment_and_a_neighbour(self, spoiled, signum):
+    def test_while_it_pushes_a_segment_and_a_neighbour(self, spoiled, cluster, signum):
         """The neighbour, which is small, may be stored already; then it is marked."""
-        pg_wal = spoiled.server.data / "pg_wal"
+        pg_wal = cluster / "pg_wal"
         path = segment_to_push(spoiled)
         path = path.rename(pg_wal / path.name)
         history = pg_wal / "00000002.history"
@@ -201,18 +203,18 @@ class TestWal:
         assert leftovers(spoiled.store) == []
 
     @BOTH
-    def test_while_it_fetches_a_segment(self, spoiled, signum):
-        destination = spoiled.server.data / "pg_wal/RECOVERYXLOG"
+    def test_while_it_fetches_a_segment(self, spoiled, cluster, signum):
+        destination = cluster / "pg_wal/RECOVERYXLOG"
         gate = Gate(spoiled.server, 1)
         name = stored_wal(spoiled.store)[0]
-        with unchanged(spoiled.store, spoiled.server.data):
-            with Watched(spoiled.server, spoiled.store).started("wal-fetch", name, str(destination), env=gate.env) as fetch:
-                gate.wait(fetch)
-                dies(fetch, signum)
+        running = Watched(spoiled.server, spoiled.store).started("wal-fetch", name, str(destination), env=gate.env)
+        with unchanged(spoiled.store, cluster), running as fetch:
+            gate.wait(fetch)
+            dies(fetch, signum)
 
     @BOTH
-    def test_while_it_prefetches(self, spoiled, signum):
-        pg_wal = spoiled.server.data / "pg_wal"
+    def test_while_it_prefetches(self, spoiled, cluster, signum):
+        pg_wal = cluster / "pg_wal"
         gate = Gate(spoiled.server, 2)
         names = stored_wal(spoiled.store)
         with Watched(spoiled.server, spoiled.store).started("wal-prefetch", str(pg_wal), names[0], env=gate.env) as prefetch:
@@ -285,6 +287,28 @@ class TestIgnoredSignals:
         with unchanged(spoiled.store, target), Watched(spoiled.server, spoiled.store).started(verb, *words, env=gate.env) as process:
             gate.wait(process)
             dies(process, signum)
+
+
+def test_a_signal_that_meets_a_finaliser_is_not_thrown_away_with_it():
+    program = """
+import os, signal, time, weakref
+from wal_e.__main__ import _end_main_on_signals
+from wal_e.errors import Terminated
+class Finalised: pass
+def finalise(_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0)
+_end_main_on_signals()
+thing = Finalised()
+reference = weakref.ref(thing, finalise)
+try:
+    del thing
+    time.sleep(10)
+except Terminated as ended:
+    print("ended by", ended.signum)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (ran.stdout, ran.stderr) == (f"ended by {signal.SIGTERM:d}\n", "")
 
 
 @pytest.mark.slow
@@ -365,8 +389,8 @@ class TestRandomMoments:
             for temporary in place.glob("*.tmp"):
                 temporary.unlink()
 
-    def test_of_wal_prefetch(self, spoiled, dice):
-        pg_wal = spoiled.server.data / "pg_wal"
+    def test_of_wal_prefetch(self, spoiled, cluster, dice):
+        pg_wal = cluster / "pg_wal"
         prefetch = pg_wal / ".wal-e/prefetch"
         words = ["wal-prefetch", str(pg_wal), stored_wal(spoiled.store)[0], "-p", "100"]
         for signum in self.strikes(Watched(spoiled.server, spoiled.store), dice, *words, again=lambda: shutil.rmtree(pg_wal / ".wal-e", ignore_errors=True)):
@@ -382,18 +406,13 @@ class TestRandomMoments:
 
 def interpreter_was_starting(stderr):
     """Whether an interrupt met Python before it came to our first line; then it ends as it likes, and nothing was begun."""
-    return "KeyboardInterrupt" in stderr and "in main" not in stderr
+    return "KeyboardInterrupt" in stderr and re.search(r'wal_e/__main__.py", line \d+, in main', stderr) is None
 
 
 def remove_temporary_names(store):
     """Remove what a killed process could not."""
     for path in store.rglob(".*"):
         path.unlink()
-
-
-def stored_wal(store):
-    """Names of the segments in the store, oldest first."""
-    return sorted(path.name.removesuffix(".lzo") for path in (store / "wal_005").iterdir() if len(path.name) == 28)
 
 
 def segment_to_push(spoiled):
