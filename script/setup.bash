@@ -13,6 +13,7 @@ clone=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 program=script/$(basename "$0")
 home=/ # HOME of what `as_user` runs
 also=() # programs that are needed besides, each from a package of its name
+extras="" # of wal-e, which are installed with it, such as "[test]"
 umask 022
 
 say() {
@@ -160,9 +161,10 @@ prepare_venv() {
     fi
     dependencies=$({ echo "$python" && "$python" --version && cat "$clone"/{setup.py,script/setup.bash}; } | sha256sum)
     sources=$(cd "$clone" && find wal_e bin setup.py pyproject.toml -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum)
-    if [ "$(cat "$venv/.dependencies" 2>/dev/null)" != "$dependencies" ]; then
+    if [ "$(cat "$venv/.dependencies" 2>/dev/null)" != "$dependencies" ] || ! has_extras; then
         step "making a virtual environment in $venv" make_venv
         echo "$dependencies" >"$venv/.dependencies"
+        echo "$extras" >"$venv/.extras"
     fi
     if [ "$(cat "$venv/.sources" 2>/dev/null)" != "$sources" ]; then
         step "installing wal-e from $clone" install_wal_e "" --no-deps --no-build-isolation --force-reinstall
@@ -171,10 +173,14 @@ prepare_venv() {
     as_user "$venv/bin/python" -I -c "import wal_e" || refuse "the user $user cannot read $venv, where wal-e was installed"
 }
 
+has_extras() {
+    [ -z "$extras" ] || [ "$(cat "$venv/.extras" 2>/dev/null)" = "$extras" ]
+}
+
 make_venv() {
     "$python" -I -m venv --clear "$venv" &&
         "$venv/bin/python" -I -m pip install --quiet "setuptools>=70.1" &&
-        install_wal_e "[test]"
+        install_wal_e "$extras"
 }
 
 # Install from a copy: setuptools would leave build/ in the clone, and modules deleted since in the next package.
