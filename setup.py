@@ -9,9 +9,10 @@ here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "wal_e/__init__.py").read_text())[1]
 
 stores = {
-    "aws": ["boto3>=1.35"],
-    "azure": ["azure-storage-blob>=12.19"],
-    "google": ["google-cloud-storage>=2.14"],
+    "aws": ["boto3>=1.36", "urllib3>=2.1"],
+    "azure": ["azure-storage-blob>=12.20", "urllib3>=2.1"],
+    "azure-identity": ["azure-storage-blob>=12.20", "urllib3>=2.1", "azure-identity>=1.15"],
+    "google": ["google-cloud-storage>=2.14", "urllib3>=2.2"],
     "swift": ["python-swiftclient>=4.4", "python-keystoneclient>=5.2"],
 }
 
@@ -36,7 +37,7 @@ setup(
     ],
     extras_require={
         **stores,
-        "all": sorted(requirement for requirements in stores.values() for requirement in requirements),
+        "all": sorted({requirement for requirements in stores.values() for requirement in requirements}),
         "test": ["pytest>=8", "hypothesis>=6.100"],
         "docs": ["sphinx>=7.2"],
     },

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from wal_e import errors
-from wal_e.settings import PREFIX_DOC, PREFIXES, TABLE
+from wal_e.settings import PREFIX_DOC, PREFIXES, TABLE, VENDOR_TABLE, Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,8 +20,19 @@ if TYPE_CHECKING:
 def settings_table() -> str:
     """Render every variable with its default and its meaning."""
     prefixes = [[_literals(PREFIXES.values()), "none", PREFIX_DOC]]
-    rows = [[_literals([row.variable]), f"``{row.default}``" if row.default else "none", row.doc] for row in TABLE]
-    return _table(["Variable", "Default", "Meaning"], [30, 15, 55], prefixes + rows)
+    return _table(_SETTING, [30, 15, 55], prefixes + _rows(TABLE))
+
+
+def vendor_settings_table() -> str:
+    """Render the variables that other tools of a vendor read, too."""
+    return _table(_SETTING, [30, 15, 55], _rows(VENDOR_TABLE))
+
+
+_SETTING = ["Variable", "Default", "Meaning"]
+
+
+def _rows(table: Iterable[Setting]) -> list[list[str]]:
+    return [[_literals([row.variable]), f"``{row.default}``" if row.default else "none", row.doc] for row in table]
 
 
 def errors_table() -> str:
@@ -30,7 +41,7 @@ def errors_table() -> str:
     return _table(["Error", "Status", "Passing", "Meaning"], [25, 10, 10, 55], rows)
 
 
-TABLES = {"settings": settings_table, "errors": errors_table}
+TABLES = {"settings": settings_table, "vendor-settings": vendor_settings_table, "errors": errors_table}
 
 
 def _kinds(base: type[errors.WaleError]) -> Iterator[type[errors.WaleError]]:
@@ -56,7 +67,7 @@ def _table(header: list[str], widths: list[int], rows: list[list[str]]) -> str:
 
 def fill_in(text: str) -> str:
     """Replace the lines that ask for a table."""
-    return re.sub(r"^\.\. generated:: (\w+)$", lambda asked: TABLES[asked[1]](), text, flags=re.MULTILINE)
+    return re.sub(r"^\.\. generated:: ([\w-]+)$", lambda asked: TABLES[asked[1]](), text, flags=re.MULTILINE)
 
 
 def _on_source_read(_app: Sphinx, _page: str, source: list[str]) -> None:

@@ -4,10 +4,13 @@ import errno
 import os
 
 import pytest
+from fake_service import FakeService
 
 from wal_e.blobstore.file import FileStore
 from wal_e.blobstore.memory import MemoryStore
+from wal_e.blobstore.objects import ObjectStore
 from wal_e.blobstore.registry import call_directly
+from wal_e.retry import Effort, Policy
 
 
 def unsupported(*_):
@@ -35,8 +38,14 @@ def file_store_with_claims_only(tmp_path, monkeypatch):
     return file_store(tmp_path, monkeypatch)
 
 
+def object_store(tmp_path, monkeypatch):
+    policy = Policy(5, 60)
+    return ObjectStore(FakeService(), Effort(policy, policy), 4)
+
+
 FACTORIES = {
     "memory": memory_store,
+    "objects": object_store,
     "file": file_store,
     "file-renameat2": file_store_without_links,
     "file-claim": file_store_with_claims_only,

@@ -2,8 +2,8 @@ import logging
 
 import pytest
 
-from wal_e.errors import BlobNotFound, StoreForbidden, StoreUnavailable
-from wal_e.retry import Policy, fraction, retrying
+from wal_e.errors import BlobNotFound, DamageError, StoreForbidden, StoreUnavailable
+from wal_e.retry import Policy, fraction, once_more, retrying
 
 
 class Time:
@@ -29,19 +29,22 @@ class Time:
 class Failing:
     """A call that takes some time and fails so many times before it succeeds."""
 
-    def __init__(self, time, times, error=StoreUnavailable, takes_s=0.0):
+    def __init__(self, time, times, error=StoreUnavailable, takes_s=0.0, wait_s=None):
         self.time = time
         self.left = times
         self.calls = 0
         self.error = error
         self.takes_s = takes_s
+        self.wait_s = wait_s
 
     def __call__(self):
         self.calls += 1
         self.time.now += self.takes_s
         if self.left:
             self.left -= 1
-            raise self.error(f"failure {self.calls}")
+            error = self.error(f"failure {self.calls}")
+            error.wait_s = self.wait_s
+            raise error
         return f"result of call {self.calls}"
 
 
@@ -158,3 +161,27 @@ def test_fractions_are_from_zero_to_one_and_differ():
     drawn = {fraction() for _ in range(50)}
     assert all(0 <= one < 1 for one in drawn)
     assert len(drawn) > 40
+
+
+def test_a_wait_that_the_store_asks_for_is_kept(time):
+    run(time, Failing(time, 2, wait_s=7), Policy(10, 60))
+    assert time.sleeps == [7, 7]
+
+
+def test_after_a_stale_connection_the_second_attempt_comes_at_once_and_no_other(time):
+    run(time, Failing(time, 3, wait_s=0), Policy(10, 60, first_delay_s=0.5))
+    assert time.sleeps[0] == 0
+    assert all(sleep > 0 for sleep in time.sleeps[1:])
+
+
+def test_a_wait_that_the_store_asks_for_is_cut_at_the_deadline(time):
+    run(time, Failing(time, 1, wait_s=300), Policy(10, 60))
+    assert time.sleeps == [60]
+
+
+def test_what_arrives_damaged_is_fetched_once_more_and_no_more(time):
+    assert once_more(Failing(time, 1, DamageError)) == "result of call 2"
+    call = Failing(time, 2, DamageError)
+    with pytest.raises(DamageError, match="failure 2"):
+        once_more(call)
+    assert call.calls == 2

@@ -92,9 +92,14 @@ class StoreForbidden(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be reached, is overloaded, or went away halfway."""
+    """The store cannot be reached, is overloaded, or went away halfway.
+
+    ``wait_s`` is how many seconds to wait before the next attempt, where that is known: what the store
+    asked for, or 0 for a connection that had merely gone stale.
+    """
 
     transient = True
+    wait_s: float | None = None
 
 
 class StoreMisconfigured(StoreError):

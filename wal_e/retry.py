@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 
-from wal_e.errors import WaleError
+from wal_e.errors import DamageError, StoreUnavailable, WaleError
 from wal_e.log import Logger
 from wal_e.record import NamedTuple
 
@@ -32,6 +32,13 @@ class Policy(NamedTuple):
     max_delay_s: float = 20
 
 
+class Effort(NamedTuple):
+    """How hard to try when a store is asked to change something, and when it is only read."""
+
+    writes: Policy
+    reads: Policy
+
+
 def fraction() -> float:
     """Draw a random number from 0 up to 1, without the price of importing ``random``."""
     return int.from_bytes(os.urandom(4), "big") / 2**32
@@ -40,6 +47,18 @@ def fraction() -> float:
 def log_wait(error: WaleError, delay_s: float) -> None:
     """Log why and for how long the program waits before it tries again."""
     _log.warning(f"{error.message}; trying again in {delay_s:.1f} s", error.detail, error.hint)
+
+
+def once_more(fetch: Callable[[], T]) -> T:
+    """Return what the call returns; what arrives damaged is fetched a second time, for it may have happened on the way.
+
+    Raises: DamageError, when it is damaged again.
+    """
+    try:
+        return fetch()
+    except DamageError as damage:
+        _log.warning(f"{damage.message}; fetching it once more", damage.detail)
+    return fetch()
 
 
 def retrying(
@@ -53,8 +72,9 @@ def retrying(
 ) -> T:
     """Return what the call returns, calling again as long as its errors are transient.
 
-    The last wait is cut so that the last attempt starts at the deadline. ``jitter`` gives
-    numbers from 0 to 1; ``notice`` is told the error and the seconds before each wait.
+    The last wait is cut so that the last attempt starts at the deadline. A wait that the store asks
+    for is kept; after a stale connection the second attempt comes at once. ``jitter`` gives numbers
+    from 0 to 1; ``notice`` is told the error and the seconds before each wait.
 
     Raises: the last error, when it is not transient or the attempts or the deadline are used up.
     """
@@ -68,7 +88,10 @@ def retrying(
             left_s = deadline - clock()
             if not error.transient or attempt >= policy.attempts or left_s <= 0:
                 raise
-            delay_s = min(jitter() * ceiling_s, left_s)
+            wanted_s = error.wait_s if isinstance(error, StoreUnavailable) else None
+            if wanted_s is None or (wanted_s == 0 and attempt > 1):
+                wanted_s = jitter() * ceiling_s
+            delay_s = min(wanted_s, left_s)
             notice(error, delay_s)
         sleep(delay_s)
         ceiling_s = min(2 * ceiling_s, policy.max_delay_s)

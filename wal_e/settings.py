@@ -65,6 +65,21 @@ def _destinations(value: str) -> tuple[str, ...]:
     return names
 
 
+def _one_of(*names: str) -> Callable[[str], object]:
+    def parse(value: str) -> str:
+        if value not in names:
+            raise ValueError(" or ".join(filter(None, names)))
+        return value
+
+    return parse
+
+
+def _flag(value: str) -> bool:
+    if value.lower() not in ("", "0", "false", "no", "off", "1", "true", "yes", "on"):
+        raise ValueError("true or false")
+    return value.lower() in ("1", "true", "yes", "on")
+
+
 def _gpg_key(value: str) -> str:
     if value and (not value.strip() or value.strip().startswith("-")):
         raise ValueError("a key id, a fingerprint or an address that gpg knows")
@@ -92,6 +107,56 @@ TABLE = (
             "Syslog facility: user, daemon, local0 to local7."),
     Setting("log_level", "WALE_LOG_LEVEL", _level, "",
             "debug, info, warning or error. Unset: info, and warning for wal-push, wal-fetch and wal-prefetch."),
+    Setting("connect_timeout_s", "WALE_CONNECT_TIMEOUT", _seconds, "10",
+            "Seconds after which an attempt to connect to a network store is given up."),
+    Setting("read_timeout_s", "WALE_READ_TIMEOUT", _seconds, "60",
+            "Seconds of silence after which a connection to a network store is given up."),
+    Setting("s3_endpoint", "WALE_S3_ENDPOINT", _text, "",
+            "Another S3 service than Amazon's: http or https, + and path, virtualhost or subdomain, then ://host:port, for example https+path://minio:9000."),
+    Setting("s3_storage_class", "WALE_S3_STORAGE_CLASS", _text, "",
+            "Storage class of everything that is stored in S3, for example STANDARD_IA. Unset: the service's default."),
+    Setting("s3_sse", "WALE_S3_SSE", _one_of("", "none", "AES256", "aws:kms"), "",
+            "Encryption by S3: AES256, aws:kms or none. Unset: AES256 at Amazon, none at another endpoint."),
+    Setting("s3_sse_kms_key_id", "WALE_S3_SSE_KMS_KEY_ID", _text, "",
+            "With aws:kms, the key; unset, the account's default key."),
+    Setting("disable_s3_sse", "WALE_DISABLE_S3_SSE", _flag, "",
+            "true: ask S3 for no encryption, as WALE_S3_SSE=none."),
+    Setting("s3_checksums", "WALE_S3_CHECKSUMS", _one_of("when_supported", "when_required"), "when_supported",
+            "when_required: send no CRC32C to S3 but the older Content-MD5, for clones that know no other."),
+    Setting("s3_ca_file", "WALE_S3_CA_FILE", _text, "",
+            "File of certificates that the S3 endpoint's certificate is checked against, in PEM."),
+)  # fmt: skip
+
+VENDOR_TABLE = (
+    Setting("aws_region", "AWS_REGION", _text, "",
+            "Region of the bucket. Unset: AWS_DEFAULT_REGION, the profile's region, or us-east-1."),
+    Setting("aws_instance_profile", "AWS_INSTANCE_PROFILE", _flag, "",
+            "true: take S3 credentials from the instance's metadata and from nowhere else."),
+    Setting("aws_security_token", "AWS_SECURITY_TOKEN", _text, "",
+            "Session token that belongs to temporary AWS keys; an older name of AWS_SESSION_TOKEN."),
+    Setting("wabs_account_name", "WABS_ACCOUNT_NAME", _text, "",
+            "Name of the Azure storage account."),
+    Setting("wabs_access_key", "WABS_ACCESS_KEY", _text, "",
+            "Key of the Azure storage account."),
+    Setting("wabs_sas_token", "WABS_SAS_TOKEN", _text, "",
+            "Shared access signature for the Azure container, instead of the key."),
+    Setting("wabs_endpoint_suffix", "WABS_ENDPOINT_SUFFIX", _text, "core.windows.net",
+            "Domain of the Azure cloud, for example core.chinacloudapi.cn."),
+    Setting("wabs_connection_string", "AZURE_STORAGE_CONNECTION_STRING", _text, "",
+            "Account, key and endpoints of Azure storage in one string, as the portal shows it; instead of the variables above."),
+    Setting("swift_auth_url", "SWIFT_AUTHURL", _text, "",
+            "Where Swift's or Keystone's authentication is."),
+    Setting("swift_auth_version", "SWIFT_AUTH_VERSION", _one_of("1", "1.0", "2", "2.0", "3", "3.0"), "2",
+            "Version of the authentication: 1, 2 or 3."),
+    Setting("swift_user", "SWIFT_USER", _text, "", "User of Swift."),
+    Setting("swift_password", "SWIFT_PASSWORD", _text, "", "Password, or key, of the user."),
+    Setting("swift_tenant", "SWIFT_TENANT", _text, "", "Tenant (project) of the user."),
+    Setting("swift_region", "SWIFT_REGION", _text, "", "Region, where the catalogue has several."),
+    Setting("swift_endpoint_type", "SWIFT_ENDPOINT_TYPE", _text, "publicURL",
+            "Which address of the catalogue to use: publicURL, internalURL or adminURL."),
+    *(Setting(f"swift_{name}", f"SWIFT_{name.upper()}", _text, "", f"For version 3 of the authentication: {name.replace('_', ' ')}.")
+      for name in ("domain_id", "domain_name", "tenant_id", "user_id", "user_domain_id", "user_domain_name",
+                   "project_id", "project_name", "project_domain_id", "project_domain_name")),
 )  # fmt: skip
 
 PREFIXES = {
@@ -104,7 +169,7 @@ PREFIXES = {
 
 PREFIX_DOC = "Store URL of one cluster, one of these five at a time; the URL's scheme decides the store."
 
-_ROWS = {row.field: row for row in TABLE}
+_ROWS = {row.field: row for row in (*TABLE, *VENDOR_TABLE)}
 
 
 class Settings:
@@ -120,6 +185,30 @@ class Settings:
     log_destination: tuple[str, ...]
     syslog_facility: str
     log_level: str
+    connect_timeout_s: float
+    read_timeout_s: float
+    s3_endpoint: str
+    s3_storage_class: str
+    s3_sse: str
+    s3_sse_kms_key_id: str
+    disable_s3_sse: bool
+    s3_checksums: str
+    s3_ca_file: str
+    aws_region: str
+    aws_instance_profile: bool
+    aws_security_token: str
+    wabs_account_name: str
+    wabs_access_key: str
+    wabs_sas_token: str
+    wabs_endpoint_suffix: str
+    wabs_connection_string: str
+    swift_auth_url: str
+    swift_auth_version: str
+    swift_user: str
+    swift_password: str
+    swift_tenant: str
+    swift_region: str
+    swift_endpoint_type: str
 
     def __init__(self, environ: Mapping[str, str], options: Mapping[str, str] | None = None) -> None:
         self._environ = environ

@@ -5,6 +5,7 @@ import pytest
 
 from wal_e.blobstore.registry import call_directly, open_store
 from wal_e.errors import ConfigurationError, StoreMisconfigured
+from wal_e.settings import PREFIXES, Settings
 
 SLOW = {
     "typing",
@@ -25,8 +26,12 @@ SLOW = {
 }
 
 
+def opened(url, **options):
+    return open_store(Settings({PREFIXES["file_prefix"]: url}), **options)
+
+
 def test_a_file_url_opens_a_file_store(tmp_path):
-    store = open_store(f"file://localhost{tmp_path}/")
+    store = opened(f"file://localhost{tmp_path}/")
     store.put("key", [b"content"])
     assert (tmp_path / "key").read_bytes() == b"content"
     assert store.url == f"file://localhost{tmp_path}"
@@ -34,7 +39,7 @@ def test_a_file_url_opens_a_file_store(tmp_path):
 
 def test_a_file_url_needs_its_directory(tmp_path):
     with pytest.raises(StoreMisconfigured):
-        open_store(f"file:///{tmp_path}/absent")
+        opened(f"file:///{tmp_path}/absent")
 
 
 def test_flushes_go_through_the_given_offload(tmp_path):
@@ -44,7 +49,7 @@ def test_flushes_go_through_the_given_offload(tmp_path):
         calls.append(blocking)
         blocking()
 
-    open_store(f"file://localhost{tmp_path}", offload=offload).put("key", [b"content"])
+    opened(f"file://localhost{tmp_path}", offload=offload).put("key", [b"content"])
     assert len(calls) == 2
 
 
@@ -53,18 +58,23 @@ def test_a_direct_call_returns_what_the_call_returns():
 
 
 @pytest.mark.parametrize(("scheme", "extra"), [("s3", "aws"), ("gs", "google"), ("wabs", "azure"), ("swift", "swift")])
-def test_a_store_of_a_later_release_is_named_as_such(scheme, extra):
+def test_a_library_that_is_missing_is_named_by_its_extra(scheme, extra, monkeypatch):
+    for sdk in ("boto3", "botocore", "google.cloud", "azure.storage", "swiftclient"):
+        for name in [name for name in sys.modules if name == sdk or name.startswith(sdk + ".")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, sdk, None)
+    for name in ("s3", "gcs", "azure", "swift"):
+        monkeypatch.delitem(sys.modules, f"wal_e.blobstore.{name}", raising=False)
     with pytest.raises(ConfigurationError) as caught:
-        open_store(f"{scheme}://bucket/prefix")
+        opened(f"{scheme}://bucket/prefix")
     assert caught.value.status == 2
     assert f"{scheme}://" in caught.value.message
-    assert "file:// only" in caught.value.message
-    assert f'pip install "wal-e[{extra}]"' in caught.value.detail
+    assert f'pip install "wal-e[{extra}]"' in caught.value.hint
 
 
 def test_an_unusable_url_is_refused():
     with pytest.raises(ConfigurationError):
-        open_store("file://backups/pg")
+        opened("file://backups/pg")
 
 
 def test_storing_and_reading_a_segment_imports_nothing_slow(tmp_path):
@@ -72,9 +82,8 @@ def test_storing_and_reading_a_segment_imports_nothing_slow(tmp_path):
 import sys
 before = set(sys.modules)
 from wal_e.blobstore.registry import open_store
-from wal_e.blobstore.wrappers import Retrying
-from wal_e.retry import Policy
-store = Retrying(open_store("file://localhost" + sys.argv[1]), Policy(3, 60))
+from wal_e.settings import Settings
+store = open_store(Settings({}, {"file_prefix": "file://localhost" + sys.argv[1]}))
 store.create("wal_005/1.lzo", iter([b"x" * 7_000_000]))
 assert len(b"".join(store.get("wal_005/1.lzo"))) == 7_000_000
 store.stat("wal_005/1.lzo")

@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wal_e.blobstore.memory import MemoryStore
-from wal_e.blobstore.wrappers import ReadOnly, Retrying
+from wal_e.blobstore.wrappers import Metered, ReadOnly, Retrying
 from wal_e.errors import BlobExists, BlobNotFound, StoreError, StoreUnavailable, UsageError
-from wal_e.retry import Policy
+from wal_e.retry import Effort, Policy
 
 
 class Flaky(MemoryStore):
@@ -55,7 +55,9 @@ class Flaky(MemoryStore):
 
 def retrying(store, attempts=4):
     notices = []
-    wrapped = Retrying(store, Policy(attempts, 60), sleep=lambda _: None, notice=lambda error, delay_s: notices.append(str(error)))
+    wrapped = Retrying(
+        store, Effort(Policy(attempts, 60), Policy(attempts, 60)), sleep=lambda _: None, notice=lambda error, delay_s: notices.append(str(error))
+    )
     return wrapped, notices
 
 
@@ -74,10 +76,10 @@ def filled(**options):
         ("list", lambda store: [blob.key for blob in store.list("o")] == ["other"]),
         ("list", lambda store: list(store.list("absent")) == []),
         ("delete", lambda store: store.delete(iter(["key"])) is None),
-        ("put", lambda store: store.put("key", [b"1", b"2"]).size == 2),
-        ("put", lambda store: store.put("key", (b"1", b"2")).size == 2),
-        ("create", lambda store: store.create("new", [b"1"]).size == 1),
-        ("create", lambda store: store.create("new", ()).size == 0),
+        ("put", lambda store: store.put("key", [b"1", b"2"]) == 2),
+        ("put", lambda store: store.put("key", (b"1", b"2")) == 2),
+        ("create", lambda store: store.create("new", [b"1"]) == 1),
+        ("create", lambda store: store.create("new", ()) == 0),
     ],
 )
 def test_what_can_be_replayed_is_called_again(name, call):
@@ -115,7 +117,7 @@ def test_a_stream_is_stored_by_one_call_only(verb):
         getattr(wrapped, verb)("new", iter([b"1"]))
     assert store.calls == [verb]
     assert notices == []
-    assert getattr(wrapped, verb)("new", iter([b"1"])).size == 1
+    assert getattr(wrapped, verb)("new", iter([b"1"])) == 1
 
 
 def test_all_keys_are_deleted_when_the_first_call_used_up_the_iterator():
@@ -138,7 +140,8 @@ def test_all_keys_are_deleted_when_the_first_call_used_up_the_iterator():
 def test_a_listing_that_began_is_not_begun_again():
     class Breaking(MemoryStore):
         def list(self, prefix=""):
-            yield self.put("key", [b""])
+            self.put("key", [b""])
+            yield self.stat("key")
             raise StoreUnavailable("broken")
 
     blobs = retrying(Breaking())[0].list()
@@ -243,3 +246,17 @@ def test_a_read_only_store_reads():
 @pytest.mark.parametrize("wrap", [ReadOnly, lambda store: retrying(store)[0]])
 def test_a_wrapped_store_keeps_its_address(wrap):
     assert wrap(MemoryStore()).url_of("key") == MemoryStore().url_of("key")
+
+
+def test_what_passes_is_counted():
+    store = Metered(MemoryStore())
+    assert store.put("a", [b"123", b"45"]) == 5
+    assert store.create("b", [b"1"]) == 1
+    assert b"".join(store.get("a", start=1, length=3)) == b"234"
+    assert store.stat("a").size == 5
+    assert [blob.key for blob in store.list()] == ["a", "b"]
+    store.delete(["a"])
+    assert (store.calls, store.sent_bytes, store.received_bytes) == (6, 6, 3)
+    with pytest.raises(BlobExists):
+        store.create("b", [b"2"])
+    assert store.sent_bytes == 6

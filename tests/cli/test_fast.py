@@ -30,6 +30,9 @@ TABLE = [
     ["--envdir=/etc/wal-e/env", "--terse", "wal-fetch", "X", "Y"],
     ["--file-prefix", "file://localhost/x", "wal-push", "X"],
     ["--s3-prefix=s3://b/x", "--gpg-key-id", "me@example", "wal-push", "X"],
+    ["-k", "id", "wal-push", "X"],
+    ["--aws-access-key-id=id", "-a", "account", "wal-push", "X"],
+    ["--aws-instance-profile", "--s3-prefix", "s3://b/x", "wal-fetch", "X", "Y"],
     ["--gs-prefix", "gs://b", "--swift-prefix", "swift://c", "--wabs-prefix", "wabs://d", "wal-push", "X"],
 ]
 
@@ -49,7 +52,8 @@ LEFT_TO_CLICK = [
     ["--envdir"],
     ["--unknown", "wal-push", "a"],
     ["backup-list"],
-    ["-k", "id", "wal-push", "a"],
+    ["-kid", "wal-push", "a"],
+    ["-k"],
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from wal_e.archive import layout
 from wal_e.archive.identity import LEGACY_SUFFIXES, Identity, claim_identity, read_identity
 from wal_e.blobstore.registry import open_store
+from wal_e.blobstore.wrappers import Metered
 from wal_e.pipeline.pipeline import WAL_PIPE_BYTES, Pipeline
 from wal_e.retry import Policy
 
@@ -22,7 +23,7 @@ class Archive:
     """
 
     def __init__(self, store: BlobStore, pipeline: Pipeline, waits: Waits, push_policy: Policy, fetch_policy: Policy) -> None:
-        self.store = store
+        self.store = Metered(store)
         self.pipeline = pipeline
         self.waits = waits
         self.push_policy = push_policy
@@ -36,7 +37,7 @@ class Archive:
         Raises: ConfigurationError, StoreMisconfigured, StoreUnavailable.
         """
         return cls(
-            open_store(settings.prefix, offload=waits.offload),
+            open_store(settings, lanes=waits.lanes, offload=waits.offload),
             Pipeline(waits, settings.gpg_key_id, pipe_bytes),
             waits,
             Policy(settings.retries, settings.push_deadline_s),

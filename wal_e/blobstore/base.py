@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from wal_e.errors import StoreError
 from wal_e.record import NamedTuple
 
 TYPE_CHECKING = False
@@ -28,6 +29,19 @@ class Blob(NamedTuple):
     modified: datetime
 
 
+class Leftover(NamedTuple):
+    """What a killed writer left where no listing shows it, for instance an unfinished upload.
+
+    ``address`` is the store's own; ``description`` is for people; ``size`` is in bytes, None where the
+    store does not tell; ``started`` is aware and UTC.
+    """
+
+    address: str
+    description: str
+    size: int | None
+    started: datetime
+
+
 class BlobStore(ABC):
     """Bytes under keys. A blob is visible only when whole: if the chunks raise, nothing is stored.
 
@@ -41,12 +55,12 @@ class BlobStore(ABC):
         """The prefix as a user would write it, without secrets."""
 
     @abstractmethod
-    def put(self, key: str, chunks: Iterable[bytes]) -> Blob:
-        """Store the chunks under the key, replacing what is there; durable on return."""
+    def put(self, key: str, chunks: Iterable[bytes]) -> int:
+        """Store the chunks under the key, replacing what is there; durable on return. Return their size in bytes."""
 
     @abstractmethod
-    def create(self, key: str, chunks: Iterable[bytes]) -> Blob:
-        """Store the chunks under a key that must not exist; the service decides, atomically.
+    def create(self, key: str, chunks: Iterable[bytes]) -> int:
+        """Store the chunks under a key that must not exist; the service decides, atomically. Return their size in bytes.
 
         Raises: BlobExists, having stored nothing.
         """
@@ -75,6 +89,23 @@ class BlobStore(ABC):
         All keys are tried before the error is raised, which names those that are left.
         """
 
+    @abstractmethod
+    def leftovers(self) -> Iterator[Leftover]:
+        """Yield what writers that were killed left below the prefix, invisible to :meth:`list`; live writers' too."""
+
+    @abstractmethod
+    def discard(self, leftover: Leftover) -> None:
+        """Remove one leftover; that it is gone already is no error."""
+
     def url_of(self, key: str) -> str:
         """The full address of a key, for messages."""
         return f"{self.url.rstrip('/')}/{key}"
+
+
+def undeleted(url: str, failures: dict[str, StoreError]) -> StoreError:
+    """The error that says which keys are left after a delete; ``failures`` is not empty."""
+    kinds = {type(error) for error in failures.values()}
+    kind = kinds.pop() if len(kinds) == 1 else StoreError
+    first = next(iter(failures.values()))
+    named = ", ".join(sorted(failures)[:10]) + (", ..." if len(failures) > 10 else "")
+    return kind(f"could not delete all that was asked in {url}", f"{len(failures)} left: {named}. The first: {first.message}. {first.detail}", first.hint)

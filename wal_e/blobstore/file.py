@@ -15,7 +15,7 @@ import os
 import stat
 import time
 
-from wal_e.blobstore.base import Blob, BlobStore
+from wal_e.blobstore.base import Blob, BlobStore, Leftover, undeleted
 from wal_e.blobstore.publish import FILE_MODE, NEW_FILE, Publisher, check_free
 from wal_e.blobstore.url import checked_key
 from wal_e.errors import BlobExists, BlobNotFound, StoreError, StoreForbidden, StoreMisconfigured, StoreUnavailable
@@ -52,11 +52,11 @@ class FileStore(BlobStore):
         """The prefix as a user would write it."""
         return f"file://localhost{self._root}"
 
-    def put(self, key: str, chunks: Iterable[bytes]) -> Blob:
+    def put(self, key: str, chunks: Iterable[bytes]) -> int:
         """Store the chunks under the key, replacing what is there; durable on return."""
         return self._write(key, chunks, self._publisher.replace)
 
-    def create(self, key: str, chunks: Iterable[bytes]) -> Blob:
+    def create(self, key: str, chunks: Iterable[bytes]) -> int:
         """Store the chunks under a key that must not exist. Raises: BlobExists."""
         self._writing(key, check_free, self._path(key))
         return self._write(key, chunks, self._publisher.create)
@@ -100,12 +100,32 @@ class FileStore(BlobStore):
             except StoreError as error:
                 failures[key] = error
         if failures:
-            raise _undeleted(self.url, failures)
+            raise undeleted(self.url, failures)
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """Yield temporary files and claims of writers that were killed, or are at work."""
+        from wal_e.blobstore.file_leftovers import leftovers
+
+        self._check_root()
+        try:
+            yield from leftovers(self._root)
+        except OSError as error:
+            raise _explained(error, error.filename or self._root) from error
+
+    def discard(self, leftover: Leftover) -> None:
+        """Remove a temporary file, and the directories that this empties."""
+        try:
+            os.unlink(leftover.address)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _explained(error, leftover.address) from error
+        self._prune(os.path.relpath(leftover.address, self._root))
 
     def _path(self, key: str) -> str:
         return os.path.join(self._root, checked_key(key))
 
-    def _write(self, key: str, chunks: Iterable[bytes], publish: Callable[[str, str], None]) -> Blob:
+    def _write(self, key: str, chunks: Iterable[bytes], publish: Callable[[str, str], None]) -> int:
         path = self._path(key)
         directory, name = os.path.split(path)
         temporary = os.path.join(directory, f".{name}.{os.getpid()}.{os.urandom(8).hex()}.tmp")
@@ -113,15 +133,14 @@ class FileStore(BlobStore):
         try:
             descriptor = self._writing(key, self._open_new, temporary, key)  # a signal may come while it opens
             try:
-                self._fill(descriptor, key, chunks)
-                written = self._writing(key, os.fstat, descriptor)
+                written = self._fill(descriptor, key, chunks)
             finally:
                 _quietly(os.close, descriptor)
             self._writing(key, publish, temporary, path)
         finally:
             _quietly(os.unlink, temporary)
             self._prune(key)
-        return _blob(key, written)
+        return written
 
     def _open_new(self, temporary: str, key: str) -> int:
         for _ in range(_MKDIR_ATTEMPTS):
@@ -143,7 +162,7 @@ class FileStore(BlobStore):
             except FileNotFoundError:
                 return  # a delete pruned what was just made, or the root went away; the caller begins again
 
-    def _fill(self, descriptor: int, key: str, chunks: Iterable[bytes]) -> None:
+    def _fill(self, descriptor: int, key: str, chunks: Iterable[bytes]) -> int:
         written = started = 0
         for chunk in chunks:
             self._writing(key, _write_all, descriptor, chunk)
@@ -152,6 +171,7 @@ class FileStore(BlobStore):
                 self._publisher.start_writeback(descriptor, started, written - started)
                 started = written
         self._writing(key, self._publisher.flush, descriptor)
+        return written
 
     def _walk(self, directory: str, beginning: bytes) -> Iterator[Blob]:
         for name in self._names(directory, beginning):
@@ -289,11 +309,3 @@ def _explained(error: OSError, path: str) -> StoreError:
     if error.errno in _IMPOSSIBLE:
         return StoreMisconfigured(f"the file system of the store refuses {path}", reason, "See its limits and what stands at that path, and ulimit -f.")
     return StoreUnavailable(f"the file system of the store failed at {path}", reason, "See the kernel's log, and whether the file system is still mounted.")
-
-
-def _undeleted(url: str, failures: dict[str, StoreError]) -> StoreError:
-    kinds = {type(error) for error in failures.values()}
-    kind = kinds.pop() if len(kinds) == 1 else StoreError
-    first = next(iter(failures.values()))
-    named = ", ".join(sorted(failures)[:10]) + (", ..." if len(failures) > 10 else "")
-    return kind(f"could not delete all that was asked in {url}", f"{len(failures)} left: {named}. The first: {first.message}. {first.detail}", first.hint)

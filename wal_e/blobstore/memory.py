@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from wal_e.blobstore.base import Blob, BlobStore
+from wal_e.blobstore.base import Blob, BlobStore, Leftover
 from wal_e.blobstore.url import checked_key
 from wal_e.errors import BlobExists, BlobNotFound
 
@@ -28,21 +28,21 @@ class MemoryStore(BlobStore):
         """The prefix, for messages."""
         return "memory://localhost"
 
-    def put(self, key: str, chunks: Iterable[bytes]) -> Blob:
+    def put(self, key: str, chunks: Iterable[bytes]) -> int:
         """Store the chunks under the key, replacing what is there."""
         checked_key(key)
         content = _content(chunks)
         self._contents[key] = content
-        return _blob(key, content)
+        return len(content[0])
 
-    def create(self, key: str, chunks: Iterable[bytes]) -> Blob:
+    def create(self, key: str, chunks: Iterable[bytes]) -> int:
         """Store the chunks under a key that must not exist. Raises: BlobExists."""
         if checked_key(key) in self._contents:
             raise BlobExists(f"{self.url_of(key)} exists already")
         content = _content(chunks)
         if self._contents.setdefault(key, content) is not content:
             raise BlobExists(f"{self.url_of(key)} exists already")
-        return _blob(key, content)
+        return len(content[0])
 
     def get(self, key: str, *, start: int = 0, length: int | None = None) -> Chunks:
         """Yield the bytes in chunks of up to 1 MiB. Raises: BlobNotFound, with the first chunk."""
@@ -65,6 +65,13 @@ class MemoryStore(BlobStore):
         """Delete the keys; an absent key is no error."""
         for key in keys:
             self._contents.pop(checked_key(key), None)
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """Yield nothing: what a killed process had in memory is gone."""
+        return iter(())
+
+    def discard(self, leftover: Leftover) -> None:
+        """Do nothing: there are no leftovers."""
 
     def _found(self, key: str) -> tuple[bytes, datetime]:
         try:

@@ -1,9 +1,10 @@
-"""From a store URL to a store. Each store's module is imported when its scheme is asked for."""
+"""From a store URL to a store. Each vendor's module is imported when its scheme is asked for."""
 
 from __future__ import annotations
 
 from wal_e.blobstore.url import parse_store_url
 from wal_e.errors import ConfigurationError
+from wal_e.retry import Effort, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,10 +12,14 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from wal_e.blobstore.base import BlobStore
+    from wal_e.blobstore.service import Service
+    from wal_e.blobstore.url import StoreUrl
+    from wal_e.settings import Settings
 
     T = TypeVar("T")
 
-_EXTRAS = {"gs": "google", "s3": "aws", "swift": "swift", "wabs": "azure"}
+EXTRAS = {"gs": "google", "s3": "aws", "swift": "swift", "wabs": "azure"}
+PARTS_IN_FLIGHT = 8
 
 
 def call_directly(blocking: Callable[[], T]) -> T:
@@ -22,18 +27,49 @@ def call_directly(blocking: Callable[[], T]) -> T:
     return blocking()
 
 
-def open_store(url: str, *, offload: Callable[[Callable[[], None]], None] = call_directly) -> BlobStore:
-    """Open the store that the URL names; ``offload`` runs a blocking call off the event loop.
+def open_store(settings: Settings, *, lanes: int = 1, offload: Callable[[Callable[[], None]], None] = call_directly) -> BlobStore:
+    """Open the store that the settings' prefix names, for work in so many lanes; it tries again after trouble that may pass.
+
+    ``offload`` runs a blocking call off the event loop.
 
     Raises: ConfigurationError, StoreMisconfigured, StoreForbidden, StoreUnavailable.
     """
-    address = parse_store_url(url)
+    address = parse_store_url(settings.prefix)
+    effort = Effort(Policy(settings.retries, settings.push_deadline_s), Policy(settings.retries, settings.fetch_deadline_s))
     if address.scheme == "file":
         from wal_e.blobstore.file import FileStore
+        from wal_e.blobstore.wrappers import Retrying
 
-        return FileStore(address.path, offload)
-    raise ConfigurationError(
-        f"this version archives to file:// only, not yet to {address.scheme}://",
-        f'The scheme is known; its store comes with the extra, pip install "wal-e[{_EXTRAS[address.scheme]}]", from the release that adds it.',
-        "Until then, use a prefix like file://localhost/var/backups/pg.",
-    )
+        return Retrying(FileStore(address.path, offload), effort)
+    from wal_e.blobstore.objects import ObjectStore
+
+    parts_at_once = max(1, PARTS_IN_FLIGHT // (2 * lanes))
+    service = _service(address, settings, lanes * (parts_at_once + 1))
+    return ObjectStore(service, effort, parts_at_once)
+
+
+def _service(address: StoreUrl, settings: Settings, connections: int) -> Service:
+    """Open the service of a scheme with a pool of so many connections."""
+    try:
+        if address.scheme == "s3":
+            from wal_e.blobstore.s3 import S3Service
+
+            return S3Service(address, settings, connections)
+        if address.scheme == "gs":
+            from wal_e.blobstore.gcs import GcsService
+
+            return GcsService(address, settings, connections)
+        if address.scheme == "wabs":
+            from wal_e.blobstore.azure import AzureService
+
+            return AzureService(address, settings, connections)
+        from wal_e.blobstore.swift import SwiftService
+
+        return SwiftService(address, settings, connections)
+    except ImportError as error:
+        extra = EXTRAS[address.scheme]
+        raise ConfigurationError(
+            f"{address.scheme}:// needs a library that is not installed",
+            f"Python says: {error}.",
+            f'Install it beside wal-e: pip install "wal-e[{extra}]"',
+        ) from None

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from wal_e.record import NamedTuple
 
-GLOBAL_FLAGS = ("--terse",)
-GLOBAL_VALUES = ("--envdir", "--file-prefix", "--gs-prefix", "--s3-prefix", "--swift-prefix", "--wabs-prefix", "--gpg-key-id")
+GLOBAL_FLAGS = ("--terse", "--aws-instance-profile")
+GLOBAL_VALUES = (
+    "--envdir", "--file-prefix", "--gs-prefix", "--s3-prefix", "--swift-prefix", "--wabs-prefix", "--gpg-key-id",
+    "--aws-access-key-id", "--wabs-account-name",
+)  # fmt: skip
+SHORT = {"-k": "--aws-access-key-id", "-a": "--wabs-account-name"}
 VERBS = {
     "wal-push": (1, "--pool-size", 32),
     "wal-fetch": (2, "--prefetch", 8),
@@ -34,6 +38,7 @@ def parse(argv: list[str]) -> FastCommand | None:
     while rest and rest[0].startswith("-"):
         word = rest.pop(0)
         name, equals, value = word.partition("=")
+        name = SHORT.get(word, name)
         if word in GLOBAL_FLAGS:
             value = "1"
         elif name not in GLOBAL_VALUES or not (equals or rest):

@@ -75,6 +75,8 @@ def advice(fetched: Fetched, target: str, prefix: str, options: Mapping[str, str
     """How to go on after a restore, ready to paste."""
     settings = recovery_settings(fetched.major, restore_command(prefix, options))
     lines = f"# {target} is restored. To recover it from the archive, run this and start the server:\n{render_advice(settings, target)}"
+    if not prefix.startswith("file:") and "envdir" not in options:
+        lines += "# The server needs the store's credentials in its environment, or restore_command an --envdir that has them.\n"
     if fetched.in_place_tablespaces:
         conf = shlex.quote(os.path.join(target, "postgresql.auto.conf"))
         lines += "# Its tablespaces are directories in pg_tblspc, which recovery takes for damage without this (since August 2022):\n"
@@ -91,5 +93,6 @@ def restore_command(prefix: str, options: Mapping[str, str]) -> str:
     else:
         scheme = prefix.partition(":")[0]
         given = [next(name for name in GLOBAL_VALUES if name == f"--{scheme}-prefix"), prefix]
+        given += ["--aws-instance-profile"] if "aws_instance_profile" in options else []
     words = " ".join(shlex.quote(word) for word in [*program, *given, "wal-fetch"])
     return words.replace("%", "%%") + ' "%f" "%p"'

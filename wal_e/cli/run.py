@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from wal_e.errors import UsageError
 from wal_e.postgres.wal import wal_kind
 from wal_e.settings import PREFIXES, Settings, read_envdir
 
@@ -19,17 +20,27 @@ if TYPE_CHECKING:
     from wal_e.pipeline.process import Waits
 
 
-def settings_of(options: Mapping[str, str]) -> Settings:
-    """Apply ``--envdir`` to the environment of this process, then read settings from there and from options.
+_VENDOR_VARIABLES = {
+    "aws_access_key_id": "AWS_ACCESS_KEY_ID",
+    "aws_instance_profile": "AWS_INSTANCE_PROFILE",
+    "wabs_account_name": "WABS_ACCOUNT_NAME",
+}
 
-    Raises: ConfigurationError.
+
+def settings_of(options: Mapping[str, str]) -> Settings:
+    """Apply ``--envdir``, then options that are a vendor's, to the environment of this process; read settings from there and from options.
+
+    Raises: ConfigurationError, UsageError.
     """
+    if "aws_instance_profile" in options and "aws_access_key_id" in options:
+        raise UsageError("--aws-instance-profile and --aws-access-key-id exclude each other", "Each says where S3 credentials come from.", "Use one of them.")
     if options.get("envdir"):
         for name, value in read_envdir(options["envdir"]).items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+    os.environ.update({variable: options[name] for name, variable in _VENDOR_VARIABLES.items() if name in options})
     return Settings(os.environ, options)
 
 

@@ -24,7 +24,7 @@ from wal_e.operators.restore_target import TablespaceChoice, Target
 from wal_e.pipeline import pool
 from wal_e.postgres.backup_manifest import FIRST_WITH_MANIFEST, ListedFile, WalRange, write_backup_manifest
 from wal_e.progress import Progress, shown_bytes, shown_seconds
-from wal_e.retry import retrying
+from wal_e.retry import once_more, retrying
 from wal_e.tar.destination import Destination
 from wal_e.tar.reader import PartitionReader
 from wal_e.tar.writer import Member
@@ -79,7 +79,14 @@ def fetch_backup(archive: Archive, target_path: str, query: str, pool_size: int,
     finally:
         if manifest:
             manifest.close()
-    LOG.info(f"{backup.name} is restored", f"{shown_bytes(progress.done_bytes)} in {shown_seconds(progress.seconds)}.", action="backup-fetch", state="complete")
+    LOG.info(
+        f"{backup.name} is restored",
+        f"{shown_bytes(progress.done_bytes)} in {shown_seconds(progress.seconds)}.",
+        action="backup-fetch",
+        state="complete",
+        store_calls=archive.store.calls,
+        received_bytes=archive.store.received_bytes,
+    )
     return Fetched(backup, target.major(), choice.blind and bool(sentinel.tablespaces))
 
 
@@ -164,7 +171,7 @@ def _fetch_one(archive: Archive, part: Part, destination: Destination, progress:
         if part.members is not None:
             _compare(part.key, part.members, reader.members)
 
-    retrying(attempt, archive.fetch_policy)
+    retrying(lambda: once_more(attempt), archive.fetch_policy)
 
 
 def _compare(key: str, expected: list[Member], found: list[Member]) -> None:

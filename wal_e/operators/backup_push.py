@@ -219,4 +219,6 @@ class _Push:
             f"{shown_seconds(progress.seconds)}; it needs WAL from {first} to {sentinel.stop_segment}.",
             action="backup-push",
             state="complete",
+            store_calls=self._store.calls,
+            sent_bytes=self._store.sent_bytes,
         )

@@ -16,7 +16,7 @@ from wal_e.log import Logger
 from wal_e.postgres.recovery import requested_role
 from wal_e.postgres.wal import wal_kind
 from wal_e.postgres.wal_file import inspect
-from wal_e.retry import retrying
+from wal_e.retry import once_more, retrying
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def fetch(archive: Archive, name: str, destination: str) -> None:
         raise WalRefused(f"{name!r} is not the name of a WAL file", "", "Use wal-fetch with %f and %p: restore_command = 'wal-e wal-fetch %f %p'.")
     temporary = f"{destination}.wal-e-{os.getpid()}.tmp"
     try:
-        retrying(lambda: download(archive, name, temporary, destination), archive.fetch_policy)
+        retrying(lambda: once_more(lambda: download(archive, name, temporary, destination)), archive.fetch_policy)
         place(temporary, destination)
     except BlobNotFound:
         _require_some_wal(archive, name)

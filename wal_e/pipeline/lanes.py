@@ -30,6 +30,7 @@ class Cooperative:
     """Waits by switching to other lanes; ``lanes`` native threads for raw sides, and one for blocking calls each."""
 
     def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
         self._raw = ThreadPool(lanes)
         self._blocking = ThreadPool(lanes)
         self._children: dict[int, tuple[Any, AsyncResult[int]]] = {}

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     class Waits(Protocol):
         """All that can wait. File descriptors belong to the caller."""
 
+        lanes: int
+
         def own(self, fd: int) -> None:
             """Prepare our end of a pipe for read() and write()."""
 
@@ -101,6 +103,8 @@ def set_pipe_size(fd: int, size: int) -> None:
 
 class Blocking:
     """Waits by blocking the process; the only way on the paths of a single segment."""
+
+    lanes = 1
 
     def own(self, fd: int) -> None:
         """Leave the descriptor as it is."""
