@@ -16,8 +16,10 @@ from wal_e.postgres.wal import (
     MAX_SEGMENT_SIZE,
     MIN_SEGMENT_SIZE,
     Lsn,
+    Switch,
     check_segment,
     next_segment,
+    parse_history,
     parse_wal_header,
     segment_name,
     segment_start,
@@ -353,3 +355,24 @@ def test_the_modules_on_the_wal_path_import_nothing_slow():
     )
     added = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert added.stdout.split() == []
+
+
+def test_a_history_names_the_ancestors_and_where_each_was_left():
+    text = b"1\t0/3000000\tno recovery target specified\n\n# a comment\n 2 16/B374D848 before 2026-03-01 00:00:00+00\n"
+    assert parse_history(text, 7) == (Switch(1, Lsn(0x3000000)), Switch(2, Lsn.parse("16/B374D848")))
+
+
+@given(st.sets(st.integers(1, 2**32 - 1), min_size=2, max_size=8), st.data())
+def test_a_history_is_read_as_it_is_written(timelines, data):
+    *ancestors, timeline = sorted(timelines)
+    switches = tuple(Switch(one, Lsn(data.draw(st.integers(0, 2**64 - 1)))) for one in ancestors)
+    text = "".join(f"{switch.timeline}\t{switch.end}\tbecause ü\n\n" for switch in switches)
+    assert parse_history(text.encode(), timeline) == switches
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"# nothing\n", b"x\t0/1\n", b"1\n", b"1\t0-1\n", b"2\t0/1\n1\t0/2\n", b"1\t0/1\n1\t0/2\n", b"3\t0/1\n", b"0\t0/1\n", b"\x89LZO\0\xff"]
+)
+def test_what_is_not_the_history_of_a_timeline_is_refused(text):
+    with pytest.raises(WalRefused, match=r"00000003\.history"):
+        parse_history(text, 3)

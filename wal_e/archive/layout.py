@@ -16,7 +16,12 @@ except for the manifest and the identity, which the original passes over.
 
 from __future__ import annotations
 
+from wal_e.postgres.wal import wal_kind
 from wal_e.record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 BACKUPS = "basebackups_005/"
 WAL = "wal_005/"
@@ -95,6 +100,32 @@ def parse_sentinel_key(key: str) -> str | None:
     return backup if parse_backup_name(backup) else None
 
 
+def parse_object_key(key: str) -> str | None:
+    """The backup name in the key of one of its objects; None for other keys, sentinels among them."""
+    backup, slash, _ = key.removeprefix(BACKUPS).partition("/")
+    return backup if key.startswith(BACKUPS) and slash and parse_backup_name(backup) else None
+
+
+def parse_foreign_start(key: str) -> str | None:
+    """The start segment in a key that WAL-G, which shares this layout, made for a backup of its own; None for other keys.
+
+    Its names are ``base_SEGMENT``, and ``base_SEGMENT_D_SEGMENT`` for one that builds on another.
+    """
+    name = key.removeprefix(BACKUPS)
+    segment, follows = name.removeprefix("base_")[:24], name[29:30]
+    if name == key or not name.startswith("base_") or len(segment) != 24 or not set(segment) <= _HEX or follows not in ("_", "/"):
+        return None
+    return None if parse_object_key(key) or parse_sentinel_key(key) else segment
+
+
 def wal_key(name: str, suffix: str) -> str:
     """The key of a WAL file: segment, history, backup history or partial segment."""
     return f"{WAL}{name}{suffix}"
+
+
+def parse_wal_key(key: str, suffixes: Iterable[str]) -> str | None:
+    """The name in the key of a WAL file that ends with one of the suffixes; None for other keys."""
+    name = key.removeprefix(WAL)
+    if name == key:
+        return None
+    return next((stem for suffix in suffixes if name.endswith(suffix) and wal_kind(stem := name.removesuffix(suffix))), None)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import click
 
 from wal_e import __version__, log
-from wal_e.cli import backup, wal
+from wal_e.cli import backup, delete, wal
 from wal_e.cli.context import Context
 from wal_e.cli.render import show
 from wal_e.cli.run import settings_of
 from wal_e.errors import UsageError
 from wal_e.settings import Settings
 
-_OPTION_VARIABLES = {"aws_access_key_id": "AWS_ACCESS_KEY_ID", "wabs_account_name": "WABS_ACCOUNT_NAME"}
 _QUIET_VERBS = ("wal-push", "wal-fetch", "wal-prefetch")
 
 
@@ -39,15 +37,8 @@ def wal_e(context: click.Context, /, **options: object) -> None:
     archive_command = 'wal-e wal-push %p', restore_command = 'wal-e wal-fetch %f %p', and backup-push
     from cron. Options of wal-e itself come before the verb.
     """
-    texts = {name: value for name, value in options.items() if isinstance(value, str)}
+    texts = {name: "1" if value is True else str(value) for name, value in options.items() if value}
     settings = settings_of(texts)
-    for name, variable in _OPTION_VARIABLES.items():
-        if name in texts:
-            os.environ[variable] = texts[name]
-    if options["aws_instance_profile"]:
-        if "aws_access_key_id" in texts:
-            raise UsageError("--aws-instance-profile and --aws-access-key-id exclude each other")
-        os.environ["AWS_INSTANCE_PROFILE"] = "true"
     quiet = bool(options["terse"]) or context.invoked_subcommand in _QUIET_VERBS
     log.configure(settings, "warning" if quiet else "info")
     context.obj(settings)
@@ -60,7 +51,7 @@ def version() -> None:
     show(f"{__version__}\n")
 
 
-for command in (*backup.COMMANDS, *wal.COMMANDS):
+for command in (*backup.COMMANDS, *delete.COMMANDS, *wal.COMMANDS):
     wal_e.add_command(command)
 
 

@@ -22,6 +22,8 @@ LOG = Logger(__name__)
 LIVE_S = 600.0  # a push that lives writes an object more often than this
 MAX_BYTES = 4096
 
+_DELETED = b"being deleted by wal-e on "  # what the claim of a backup whose deletion has begun starts with
+
 
 class Claim:
     """A name that is ours until the sentinel is written or :meth:`discard` is called."""
@@ -46,7 +48,7 @@ class Claim:
                 store.create(layout.version_key(name), [claim._content])
                 return claim
             except BlobExists:
-                if _is_complete(store, name):
+                if is_complete(store, name):
                     return None
                 _require_dead(store, name, place)
                 LOG.warning(f"removing what an unfinished push of {name} left", action="backup-push")
@@ -66,13 +68,25 @@ class Claim:
     def discard(self) -> None:
         """Remove everything below the name, if it is still ours; never fails."""
         try:
-            if _holder(self._store, self._name) == self._content and not _is_complete(self._store, self._name):
+            if _holder(self._store, self._name) == self._content and not is_complete(self._store, self._name):
                 _remove(self._store, self._name)
         except WaleError as error:
             LOG.warning(f"what was stored of {self._name} could not be removed", str(error), "It is no backup and only takes space.", action="backup-push")
 
 
-def _is_complete(store: BlobStore, name: str) -> bool:
+def mark_deleted(store: BlobStore, name: str) -> None:
+    """Write into the claim that a deletion has begun, so that whoever comes next may finish it."""
+    if not is_marked_deleted(store, name):
+        store.put(layout.version_key(name), [_DELETED, f"{os.uname().nodename}\n".encode(), _holder(store, name)])
+
+
+def is_marked_deleted(store: BlobStore, name: str) -> bool:
+    """Whether a deletion of this backup has begun."""
+    return _holder(store, name).startswith(_DELETED)
+
+
+def is_complete(store: BlobStore, name: str) -> bool:
+    """Whether there is a backup of that name."""
     try:
         store.stat(layout.sentinel_key(name))
     except BlobNotFound:

@@ -12,6 +12,7 @@ are the same in PostgreSQL 10 to 18.
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 from wal_e.errors import WalRefused
 from wal_e.record import NamedTuple
@@ -65,6 +66,13 @@ class WalHeader(NamedTuple):
     system_identifier: int
     segment_size: int
     block_size: int
+
+
+class Switch(NamedTuple):
+    """A timeline, and the position at which the next one left it."""
+
+    timeline: int
+    end: Lsn
 
 
 def wal_kind(name: str) -> str | None:
@@ -194,6 +202,33 @@ def check_segment(name: str, header_bytes: bytes, size_bytes: int, system_identi
             "Two clusters share this directory or this storage prefix. Give each cluster a prefix of its own.",
         )
     return header
+
+
+def parse_history(data: bytes, timeline: int) -> tuple[Switch, ...]:
+    """Read the content of a timeline's history file: its ancestors, oldest first, and where each was left.
+
+    The format is that of ``timeline.c``: per line a timeline, a position and a reason; ``#`` begins a comment.
+
+    Raises: WalRefused when it is not the history of this timeline.
+    """
+    switches: list[Switch] = []
+    for line in data.decode("utf-8", "replace").splitlines():
+        words = line.split(maxsplit=2)
+        if not words or words[0].startswith("#"):
+            continue
+        try:
+            number, text = words[:2]
+            switches.append(Switch(int(number), Lsn.parse(text)))
+        except ValueError:
+            raise _no_history(timeline, f"It has the line {line[:80]!r}.") from None
+    numbers = [0, *(switch.timeline for switch in switches), timeline]
+    if not switches or any(later <= earlier for earlier, later in pairwise(numbers)):
+        raise _no_history(timeline, f"It names the ancestors {numbers[1:-1]}, which must be some, ascending, and below {timeline}.")
+    return tuple(switches)
+
+
+def _no_history(timeline: int, detail: str) -> WalRefused:
+    return WalRefused(f"{timeline:08X}.history is not the history of timeline {timeline}", detail, "Look for another copy of this file.")
 
 
 def _require_segment(name: str) -> None:
