@@ -13,7 +13,7 @@ stores = {
     "azure": ["azure-storage-blob>=12.20", "urllib3>=2.1"],
     "azure-identity": ["azure-storage-blob>=12.20", "urllib3>=2.1", "azure-identity>=1.15"],
     "google": ["google-cloud-storage>=2.14", "urllib3>=2.2"],
-    "swift": ["python-swiftclient>=4.4", "python-keystoneclient>=5.2"],
+    "swift": ["python-swiftclient>=4.4", "keystoneauth1>=5.1", "urllib3>=2.1"],
 }
 
 setup(

@@ -107,6 +107,7 @@ class FakeService(Service):
         return self.request("delete", delete)
 
     def leftovers(self):
+        yield from self.request("leftovers", lambda: ())
         for number, upload in self.uploads.items():
             yield Leftover(str(number), f"upload of {upload.key}", None, datetime.now(UTC))
 

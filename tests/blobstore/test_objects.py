@@ -89,7 +89,7 @@ def test_a_stream_is_not_taken_faster_than_it_is_stored(store, service):
     assert len(service.objects["key"][0]) == 100 * MIB
 
 
-@pytest.mark.parametrize("kind", ["write", "begin", "send", "complete", "open", "stat", "page", "delete"])
+@pytest.mark.parametrize("kind", ["write", "begin", "send", "complete", "open", "stat", "page", "delete", "leftovers"])
 def test_every_request_is_tried_again_after_passing_trouble(store, service, kind):
     service.before[kind] = away(4)
     store.put("short", [b"1"])
@@ -98,6 +98,7 @@ def test_every_request_is_tried_again_after_passing_trouble(store, service, kind
     assert store.stat("short").size == 1
     assert [blob.key for blob in store.list()] == ["long", "short"]
     store.delete(["long", "short"])
+    assert list(store.leftovers()) == []
     assert service.objects == {}
     assert service.before[kind] == []
 

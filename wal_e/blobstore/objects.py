@@ -119,8 +119,8 @@ class ObjectStore(BlobStore):
             raise undeleted(self.url, failures)
 
     def leftovers(self) -> Iterator[Leftover]:
-        """Yield unfinished uploads below the prefix."""
-        return self._service.leftovers()
+        """Yield unfinished uploads below the prefix; they are few, and read in one go."""
+        return iter(self._reading(lambda: tuple(self._service.leftovers())))
 
     def discard(self, leftover: Leftover) -> None:
         """Remove an unfinished upload."""

@@ -60,10 +60,10 @@ def _service(address: StoreUrl, settings: Settings, connections: int) -> Service
 
             return GcsService(address, settings, connections)
         if address.scheme == "wabs":
-            from wal_e.blobstore.azure import AzureService
+            from wal_e.blobstore.azure.service import AzureService
 
             return AzureService(address, settings, connections)
-        from wal_e.blobstore.swift import SwiftService
+        from wal_e.blobstore.swift.service import SwiftService
 
         return SwiftService(address, settings, connections)
     except ImportError as error:

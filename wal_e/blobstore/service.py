@@ -23,6 +23,14 @@ PUT = "put"  # replace what is there
 CREATE = "create"  # only where nothing is: BlobExists otherwise
 
 
+_CONTENT_TYPES = {"json": "application/json", "txt": "text/plain"}
+
+
+def content_type(key: str) -> str:
+    """What an object of this key is said to hold; as WAL-E said it."""
+    return _CONTENT_TYPES.get(key.rpartition(".")[2], "application/octet-stream")
+
+
 class Part(NamedTuple):
     """A piece of a stream: its number and its offset in bytes, both from 0; the data; whether it is the last one."""
 
