@@ -6,6 +6,7 @@ import os
 import pytest
 from fake_service import FakeService
 from fix_azure import azure_store
+from fix_s3 import s3_moto_store, s3_store
 from fix_swift import swift_store
 
 from wal_e.blobstore.file import FileStore
@@ -52,6 +53,8 @@ FACTORIES = {
     "file-renameat2": file_store_without_links,
     "file-claim": file_store_with_claims_only,
     "azure": azure_store,
+    "s3": s3_store,
+    "s3-moto": s3_moto_store,
     "swift": swift_store,
 }
 
@@ -59,6 +62,7 @@ FACTORIES = {
 # What a service, or the server that stands for it in the tests, cannot do: a word in the test's id, and why.
 UNABLE = {
     ("azure", "back\\\\slash"): "Azure reads a backslash in a name as a slash",
+    ("s3-moto", "new\\nline"): "moto has no route for a key with a newline",
 }
 
 
