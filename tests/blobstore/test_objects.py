@@ -1,6 +1,7 @@
 """What a store over an object service does around the requests: parts, retries, resumed reads, clean-up."""
 
 import threading
+import tracemalloc
 
 import pytest
 from fake_service import FakeService
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from wal_e.blobstore import parts
 from wal_e.blobstore.objects import ObjectStore
-from wal_e.blobstore.parts import PART_BYTES, UNCUT_BYTES, Cut
+from wal_e.blobstore.parts import PART_BYTES, Cut
 from wal_e.errors import BlobExists, BlobNotFound, DamageError, StoreError, StoreForbidden, StoreUnavailable
 from wal_e.retry import Effort, Policy
 
@@ -39,9 +40,8 @@ def large(content=b"x", size=30):
 def test_the_parts_of_a_stream_are_the_stream(chunks, part_bytes, doubling):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "PART_BYTES", part_bytes)
-        patch.setattr(parts, "UNCUT_BYTES", 2 * part_bytes + 1)
         patch.setattr(parts, "DOUBLING_PARTS", doubling)
-        cut = Cut(chunks)
+        cut = Cut(chunks, 2 * part_bytes + 1)
         found = list(cut)
     content = b"".join(chunks)
     assert b"".join(part.data for part in found) == content
@@ -54,11 +54,14 @@ def test_the_parts_of_a_stream_are_the_stream(chunks, part_bytes, doubling):
 
 
 def test_a_short_stream_is_one_request_and_a_long_one_parts(store, service):
-    store.put("short", [b"x" * UNCUT_BYTES])
-    assert service.log == ["write"]
-    store.put("long", [b"x" * UNCUT_BYTES, b"x"])
-    assert service.log[1:] == ["begin", "send", "send", "send", "complete"]
-    assert len(service.objects["long"][0]) == UNCUT_BYTES + 1
+    store.put("short", [b"x" * PART_BYTES])
+    store.create("segment", [b"x" * 17 * MIB])
+    assert service.log == ["write", "write"]
+    store.put("long", [b"x" * PART_BYTES, b"x"])
+    assert service.log[2:] == ["begin", "send", "send", "complete"]
+    store.create("longer", [b"x" * 17 * MIB, b"x"])
+    assert service.log[6:] == ["stat", "begin", "send", "send", "send", "complete"]
+    assert (len(service.objects["long"][0]), len(service.objects["longer"][0])) == (PART_BYTES + 1, 17 * MIB + 1)
 
 
 def test_a_stream_is_not_taken_faster_than_it_is_stored(store, service):
@@ -82,7 +85,7 @@ def test_a_stream_is_not_taken_faster_than_it_is_stored(store, service):
         while service.sending < 4:
             pass
         assert service.most_sending == 4
-        assert len(taken) * MIB <= UNCUT_BYTES + 5 * PART_BYTES + MIB
+        assert len(taken) * MIB <= 6 * PART_BYTES + MIB
     finally:
         gate.set()
         writer.join()
@@ -281,3 +284,26 @@ def test_a_batch_that_fails_as_a_whole_is_named_and_the_others_go(store, service
     with pytest.raises(StoreForbidden, match="3 left: key0, key1, key2"):
         store.delete(f"key{number}" for number in range(6))
     assert sorted(service.objects) == ["key0", "key1", "key2"]
+
+
+def test_an_upload_holds_one_part_more_than_it_sends(service):
+    held = []
+
+    class Upload:
+        def send(self, part):
+            held.append(tracemalloc.get_traced_memory()[0])
+
+        def complete(self, whole):
+            pass
+
+    service.begin = lambda key, verb: Upload()
+    policy = Policy(1, 60)
+    store = ObjectStore(service, Effort(policy, policy), 1)
+    tracemalloc.start()
+    try:
+        store.put("key", (bytes([number]) * MIB for number in range(100)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(held) == 13
+    assert peak < 2.5 * PART_BYTES

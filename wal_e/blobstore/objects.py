@@ -12,7 +12,7 @@ import time
 from google_crc32c import extend
 
 from wal_e.blobstore.base import BlobStore, undeleted
-from wal_e.blobstore.parts import Cut
+from wal_e.blobstore.parts import UNCUT_BYTES, Cut
 from wal_e.blobstore.reading import SMALL_BYTES, BlobRead
 from wal_e.blobstore.resume import resumed
 from wal_e.blobstore.service import CREATE, PUT, UploadLost
@@ -127,19 +127,27 @@ class ObjectStore(BlobStore):
         self._writing(lambda: self._service.discard(leftover))
 
     def _store(self, key: str, chunks: Iterable[bytes], verb: str) -> int:
-        cut = Cut(chunks)
-        parts = iter(cut)
         checked_key(key)
+        cut = Cut(chunks, UNCUT_BYTES[verb])
+        parts = iter(cut)
         first = next(parts)
         if first.last:
-            whole = cut.whole
-            self._deciding(lambda: self._service.write(key, first.data, whole.crc32c, verb), key, whole)
-            return whole.size
+            self._write(key, verb, first.data, cut.whole)
+        else:
+            begun = [first]
+            del first  # or it would stay in memory until the last one is sent
+            self._upload(key, verb, cut, _again(begun, parts))
+        return cut.whole.size
+
+    def _write(self, key: str, verb: str, data: bytes, whole: Whole) -> None:
+        self._deciding(lambda: self._service.write(key, data, whole.crc32c, verb), key, whole)
+
+    def _upload(self, key: str, verb: str, cut: Cut, parts: Iterator[Part]) -> None:
         if verb == CREATE:
             self._require_free(key)
         upload = self._writing(lambda: self._service.begin(key, verb))
         try:
-            self._send(upload, first, parts)
+            self._send(upload, parts)
             self._deciding(lambda: upload.complete(cut.whole), key, cut.whole)
         except UploadLost as error:
             self._abort(upload, key)
@@ -147,7 +155,6 @@ class ObjectStore(BlobStore):
         except BaseException:
             self._abort(upload, key)
             raise
-        return cut.whole.size
 
     def _require_free(self, key: str) -> None:
         """Look before the body of a large blob is sent in vain; the service decides all the same."""
@@ -184,7 +191,7 @@ class ObjectStore(BlobStore):
             return False
         return (size, crc32c) == (whole.size, whole.crc32c)
 
-    def _send(self, upload: Upload, first: Part, others: Iterator[Part]) -> None:
+    def _send(self, upload: Upload, parts: Iterator[Part]) -> None:
         """Send the parts, some at once, while the next one is filled."""
         from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
@@ -192,11 +199,11 @@ class ObjectStore(BlobStore):
         sending: set[Future[None]] = set()
         executor = ThreadPoolExecutor(self._parts_at_once, thread_name_prefix="part")
         try:
-            part: Part | None = first
+            part = next(parts, None)
             while part is not None or sending:
                 if part is not None and len(sending) < self._parts_at_once:
                     sending.add(executor.submit(self._send_one, upload, part))
-                    part = next(others, None)
+                    part = next(parts, None)
                     continue
                 done, sending = wait(sending, patience_s, FIRST_COMPLETED)
                 if not done:
@@ -246,6 +253,12 @@ class ObjectStore(BlobStore):
 
     def _reading(self, request: Callable[[], T]) -> T:
         return retrying(request, self._effort.reads, sleep=self._sleep, clock=self._clock, notice=self._notice)
+
+
+def _again(begun: list[Part], others: Iterator[Part]) -> Iterator[Part]:
+    """Yield what was taken to look at it, without keeping it, and the others."""
+    yield begun.pop()
+    yield from others
 
 
 def _is_key(text: str) -> bool:

@@ -52,7 +52,7 @@ def _service(address: StoreUrl, settings: Settings, connections: int) -> Service
     """Open the service of a scheme with a pool of so many connections."""
     try:
         if address.scheme == "s3":
-            from wal_e.blobstore.s3 import S3Service
+            from wal_e.blobstore.s3.service import S3Service
 
             return S3Service(address, settings, connections)
         if address.scheme == "gs":

@@ -38,6 +38,8 @@ _FROZEN = ("BlobArchived", "BlobBeingRehydrated")
 _MISCONFIGURED = {
     "ContainerNotFound": ("there is no container {container} in the Azure account {account}",
                           "Create it (az storage container create), or correct the container or the account's name."),
+    "ResourceNotFound": ("there is no Azure account {account} there, or no container {container} in it",
+                         "Correct the account's name, its endpoint, or the storage prefix."),
     "ContainerBeingDeleted": ("the container {container} in the Azure account {account} is being deleted",
                               "Find out who deletes it; a container of this name can be created again some time later."),
     "ContainerDisabled": ("the container {container} is disabled", "Ask the administrator of the account."),
