@@ -12,7 +12,7 @@ stores = {
     "aws": ["boto3>=1.36", "urllib3>=2.1"],
     "azure": ["azure-storage-blob>=12.20", "urllib3>=2.1"],
     "azure-identity": ["azure-storage-blob>=12.20", "urllib3>=2.1", "azure-identity>=1.15"],
-    "google": ["google-cloud-storage>=2.14", "urllib3>=2.2"],
+    "google": ["google-cloud-storage>=2.15,<4", "urllib3>=2.2"],
     "swift": ["python-swiftclient>=4.4", "keystoneauth1>=5.1", "urllib3>=2.1"],
 }
 

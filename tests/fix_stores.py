@@ -6,6 +6,7 @@ import os
 import pytest
 from fake_service import FakeService
 from fix_azure import azure_store
+from fix_gcs import gcs_store
 from fix_s3 import s3_moto_store, s3_store
 from fix_swift import swift_store
 
@@ -52,6 +53,7 @@ FACTORIES = {
     "file": file_store,
     "file-renameat2": file_store_without_links,
     "file-claim": file_store_with_claims_only,
+    "gcs": gcs_store,
     "azure": azure_store,
     "s3": s3_store,
     "s3-moto": s3_moto_store,

@@ -15,7 +15,7 @@ pytest_plugins = ("fix_stores",)
 
 MIB = 1 << 20
 
-same_store = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+same_store = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
 
 names = st.text(alphabet="ab-.0/é", min_size=1, max_size=6)
 
@@ -156,7 +156,7 @@ def test_of_many_creators_one_wins(store):
         return True
 
     with ThreadPoolExecutor(12) as pool:
-        for turn in range(10):
+        for turn in range(5):
             key, start = f"race/{turn}", threading.Barrier(12)
             won = list(pool.map(contend, [key] * 12, range(12), [start] * 12))
             assert won.count(True) == 1
@@ -328,7 +328,7 @@ def test_a_reader_that_began_before_a_replacement_reads_one_content_only(store):
 def test_puts_and_deletes_in_one_directory_do_not_disturb_each_other(store):
     def work(me):
         key = f"deep/er/{me}"
-        for turn in range(60):
+        for turn in range(25):
             store.put(key, [b"%d" % turn])
             assert read(store, key) == b"%d" % turn
             store.delete([key])

@@ -170,13 +170,15 @@ class Handler(server.RequestHandler):
         return self.path.startswith("/upload/")
 
     def answer_for_session(self):
-        """Answer what concerns an upload that is cancelled or was finished before; false for everything else."""
+        """Answer what concerns an upload that is cancelled, unknown or was finished before; false for everything else."""
         upload_id = self.query.get("upload_id")
         if upload_id in self.storage.finished:
             self.say(HTTPStatus.OK, self.storage.finished[upload_id])
         elif upload_id in self.storage.resumable and self.command == "DELETE":
             self.storage.forget_upload(upload_id)
             self.say(499, {})
+        elif upload_id and self.command == "DELETE":
+            raise Refusal(HTTPStatus.NOT_FOUND, "notFound", "No such upload session")
         else:
             return False
         return True
