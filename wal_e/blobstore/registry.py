@@ -56,7 +56,7 @@ def _service(address: StoreUrl, settings: Settings, connections: int) -> Service
 
             return S3Service(address, settings, connections)
         if address.scheme == "gs":
-            from wal_e.blobstore.gcs import GcsService
+            from wal_e.blobstore.gcs.service import GcsService
 
             return GcsService(address, settings, connections)
         if address.scheme == "wabs":
