@@ -463,7 +463,7 @@ def test_a_server_that_takes_no_connection_is_given_up_at_the_deadline(store, ma
 
 @pytest.mark.parametrize("store", NETWORKS)
 def test_a_host_without_an_address_is_temporary_trouble(store, make_place):
-    said = "NameResolutionError" if store == GCS else "Name or service not known"
+    said = "Name or service not known"
     all_refused(make_place, elsewhere(store, UNRESOLVED, 80), (said,), f"{FETCH} {LIST}")
 
 

@@ -214,7 +214,7 @@ def _innermost(error: BaseException) -> BaseException:
     while True:
         inside = getattr(error, "reason", None)
         if not isinstance(inside, BaseException):
-            inside = next((each for each in reversed(error.args) if isinstance(each, BaseException)), None)
+            inside = next((each for each in reversed(error.args) if isinstance(each, BaseException)), error.__cause__)
         if inside is None:
             return error
         error = inside
