@@ -1,6 +1,6 @@
 """Places in network stores, for runs of wal-e: the variables that name one, and what the service holds there.
 
-``network`` is a new place in each kind of store in turn, ``NETWORKS`` has the functions that make one.
+``NETWORKS`` has a function for each kind of store that makes a new place in it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import fix_s3
-import pytest
 from fix_azure import azure_container, azure_server
 from fix_gcs import gcs_server, new_bucket
 from fix_swift import owner, swift_container, swift_server
@@ -108,8 +107,3 @@ def _segments(container: str, name: str) -> int:
 
 
 NETWORKS = {"s3": s3, "gcs": gcs, "azure": azure, "swift": swift}
-
-
-@pytest.fixture(params=NETWORKS)
-def network(request) -> Network:
-    return NETWORKS[request.param]()

@@ -4,12 +4,17 @@ import json
 import shutil
 import threading
 
+import pytest
 from fault_proxy import FaultProxy
 from fault_rules import CutEvery, Delay, Rule, slow_down
 from fix_archive import Watched, settled
+from fix_network import NETWORKS
 from fix_postgres import bindir, give_to_server_user
 
-pytest_plugins = ("fix_network",)
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    return NETWORKS[request.param]()
 
 
 def archiving_server(make_server, environ):
