@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -91,3 +92,23 @@ print(*(set(sys.modules) - before))
                          capture_output=True, text=True, check=True)  # fmt: skip
     assert set(ran.stdout.split()) & SLOW == set()
     assert "wal_e.blobstore.file" in ran.stdout.split()
+
+
+def test_what_libraries_log_does_not_reach_stderr():
+    program = """
+import logging
+from wal_e.blobstore.registry import LIBRARIES, open_store
+from wal_e.settings import Settings
+open_store(Settings({}, {"swift_prefix": "swift://container/path"}))
+for name in LIBRARIES:
+    logging.getLogger(name + ".something").warning("the connection pool is full")
+"""
+    environ = {
+        "SWIFT_AUTHURL": "http://127.0.0.1:1",
+        "SWIFT_USER": "me",
+        "SWIFT_PASSWORD": "secret",
+        "SWIFT_AUTH_VERSION": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run([sys.executable, "-c", program.replace("Settings({}", f"Settings({environ!r}")], capture_output=True, text=True, env=environ)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -80,7 +80,7 @@ class TestThePrefix:
         [
             ("ftp://host/pg", ["'ftp://host/pg' does not start with one of file://, gs://, s3://"]),
             ("/var/backups", ["'/var/backups' does not start with", "write file://localhost/var/backups"]),
-            ("s3://bucket/pg", ["not yet to s3://", 'pip install "wal-e[aws]"']),
+            ("s3:///pg", ["the storage prefix names no bucket", "s3:// and the path"]),
             ("file://backups/pg", ["'file://backups/pg'", "write file://localhost/backups/pg"]),
             ("file://localhost/no/such/place", ["/no/such/place", "mkdir -p /no/such/place"]),
         ],

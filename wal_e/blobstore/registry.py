@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 EXTRAS = {"gs": "google", "s3": "aws", "swift": "swift", "wabs": "azure"}
 PARTS_IN_FLIGHT = 8
+READERS = 8  # at once, where small objects are read together
+LIBRARIES = ("azure", "botocore", "google", "keystoneauth", "swiftclient", "urllib3")
 
 
 def call_directly(blocking: Callable[[], T]) -> T:
@@ -44,7 +46,8 @@ def open_store(settings: Settings, *, lanes: int = 1, offload: Callable[[Callabl
     from wal_e.blobstore.objects import ObjectStore
 
     parts_at_once = max(1, PARTS_IN_FLIGHT // (2 * lanes))
-    service = _service(address, settings, lanes * (parts_at_once + 1))
+    service = _service(address, settings, max(READERS, lanes * (parts_at_once + 1)))
+    _silence_libraries()
     return ObjectStore(service, effort, parts_at_once)
 
 
@@ -73,3 +76,13 @@ def _service(address: StoreUrl, settings: Settings, connections: int) -> Service
             f"Python says: {error}.",
             f'Install it beside wal-e: pip install "wal-e[{extra}]"',
         ) from None
+
+
+def _silence_libraries() -> None:
+    """Keep the libraries' own log off stderr, where it would come without a handler; what matters of it comes as errors."""
+    import logging
+
+    for name in LIBRARIES:
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())

@@ -8,7 +8,6 @@ Nothing is asked over the network before the first request.
 
 from __future__ import annotations
 
-import logging
 import re
 from base64 import b64decode
 from urllib.parse import parse_qs
@@ -48,7 +47,6 @@ def access(settings: Settings, container: str, connections: int) -> Access:
 
     Raises: ConfigurationError.
     """
-    logging.getLogger("azure").addHandler(logging.NullHandler())  # what it has to say comes as errors; without a handler it would also go to stderr
     options = {"transport": _transport(settings, connections), "retry_total": 0}
     given = settings.wabs_connection_string
     try:
