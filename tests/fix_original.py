@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from fix_postgres import run_as_server_user
 
-WAL_E = "wal-e==1.1.1"
+VERSION = "1.1.1"
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 POSTGRES_14 = "14.23.0-beta.17"
 
@@ -28,17 +28,27 @@ POSTGRES_14 = "14.23.0-beta.17"
 @pytest.fixture(scope="session")
 def original_wal_e() -> Path:
     """The original's ``wal-e`` script."""
+    return _installed()
+
+
+@pytest.fixture(scope="session")
+def original_wal_e_with_stores() -> Path:
+    """The original's ``wal-e`` script, with what it needs for S3, for Google Cloud Storage and for Swift."""
+    return _installed("aws", "google", "swift")
+
+
+def _installed(*extras: str) -> Path:
     # The system's Python, where there is one: one below a private home is unreadable to the server's user.
     python = SYSTEM_PYTHON if SYSTEM_PYTHON.exists() else Path(sys.executable)
     version = _output(python, "-I", "-c", "import platform; print(platform.python_version())").strip()
 
     def make(directory: Path) -> None:
         _output(python, "-I", "-m", "venv", directory)
-        _output(directory / "bin/python", "-I", "-m", "pip", "install", "--quiet", WAL_E)
+        _output(directory / "bin/python", "-I", "-m", "pip", "install", "--quiet", f"wal-e[{','.join(extras)}]=={VERSION}")
 
-    script = _cached(f"original-wal-e-1.1.1-python-{version}", make) / "bin/wal-e"
+    script = _cached("-".join(["original-wal-e", VERSION, *extras, "python", version]), make) / "bin/wal-e"
     result = run_as_server_user([script, "version"], env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}, cwd=Path("/"))
-    assert (result.stdout, result.returncode) == ("1.1.1\n", 0), result.stderr
+    assert (result.stdout, result.returncode) == (f"{VERSION}\n", 0), result.stderr
     return script
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fix_archive import records
+from fix_archive import records, settled
 from fix_postgres import Server, bindir, give_to_server_user
 
 from wal_e.postgres.control import read_control
@@ -140,7 +140,7 @@ def ended_segment(server: Server) -> str:
     """Write something, end the segment, and return its name when it is archived."""
     server.psql("select pg_logical_emit_message(false, 'test', 'something')")
     segment = server.psql("select pg_walfile_name(pg_switch_wal())")
-    server.wait_for(f"select last_archived_wal >= '{segment}' from pg_stat_archiver")
+    settled(server)
     return segment
 
 
