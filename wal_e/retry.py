@@ -39,6 +39,9 @@ class Effort(NamedTuple):
     reads: Policy
 
 
+HASTY = Effort(Policy(3, 10), Policy(3, 10))  # for tidying up after a failure or a signal, which must not hold up the end
+
+
 def fraction() -> float:
     """Draw a random number from 0 up to 1, without the price of importing ``random``."""
     return int.from_bytes(os.urandom(4), "big") / 2**32

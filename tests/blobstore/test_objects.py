@@ -307,3 +307,10 @@ def test_an_upload_holds_one_part_more_than_it_sends(service):
         tracemalloc.stop()
     assert len(held) == 13
     assert peak < 2.5 * PART_BYTES
+
+
+def test_tidying_up_gives_up_after_a_few_attempts(store, service):
+    service.before["stat"] = away(99)
+    with pytest.raises(StoreUnavailable):
+        store.hasty().stat("key")
+    assert service.count("stat") == 3

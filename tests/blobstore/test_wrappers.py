@@ -260,3 +260,22 @@ def test_what_passes_is_counted():
     with pytest.raises(BlobExists):
         store.create("b", [b"2"])
     assert store.sent_bytes == 6
+
+
+def test_tidying_up_gives_up_within_seconds():
+    now, store = 0.0, filled(failures=99)
+
+    def sleep(seconds):
+        nonlocal now
+        now += seconds
+
+    patient = Effort(Policy(1000, 1000), Policy(1000, 1000))
+    wrapped = Metered(Retrying(store, patient, sleep=sleep, clock=lambda: now, notice=lambda *_: None))
+    for call in (lambda: wrapped.hasty().stat("key"), lambda: wrapped.hasty().delete(["key"])):
+        began = now
+        with pytest.raises(StoreUnavailable):
+            call()
+        assert now - began <= 10
+    assert store.calls == ["stat"] * 3 + ["delete"] * 3
+    with pytest.raises(UsageError):
+        ReadOnly(wrapped).hasty().delete(["key"])

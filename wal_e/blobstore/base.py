@@ -97,6 +97,10 @@ class BlobStore(ABC):
     def discard(self, leftover: Leftover) -> None:
         """Remove one leftover; that it is gone already is no error."""
 
+    def hasty(self) -> BlobStore:
+        """The same store for tidying up: what does not succeed within seconds is given up."""
+        return self
+
     def url_of(self, key: str) -> str:
         """The full address of a key, for messages."""
         return f"{self.url.rstrip('/')}/{key}"

@@ -19,7 +19,7 @@ from wal_e.blobstore.service import CREATE, PUT, UploadLost
 from wal_e.blobstore.url import checked_key
 from wal_e.errors import BlobExists, BlobNotFound, DamageError, StoreError, StoreUnavailable
 from wal_e.log import Logger
-from wal_e.retry import Policy, log_wait, retrying
+from wal_e.retry import HASTY, log_wait, retrying
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 LOG = Logger(__name__)
 
-ABORT = Policy(3, 10)
 PART_GRACE_S = 120.0
 
 
@@ -126,6 +125,10 @@ class ObjectStore(BlobStore):
         """Remove an unfinished upload."""
         self._writing(lambda: self._service.discard(leftover))
 
+    def hasty(self) -> ObjectStore:
+        """The same store for tidying up."""
+        return ObjectStore(self._service, HASTY, 1, sleep=self._sleep, clock=self._clock, notice=self._notice)
+
     def _store(self, key: str, chunks: Iterable[bytes], verb: str) -> int:
         checked_key(key)
         cut = Cut(chunks, UNCUT_BYTES[verb])
@@ -213,7 +216,7 @@ class ObjectStore(BlobStore):
         finally:
             for future in sending:
                 future.cancel()
-            wait(sending, ABORT.deadline_s)
+            wait(sending, HASTY.writes.deadline_s)
             executor.shutdown(wait=False)
 
     def _send_one(self, upload: Upload, part: Part) -> None:
@@ -221,7 +224,7 @@ class ObjectStore(BlobStore):
 
     def _abort(self, upload: Upload, key: str) -> None:
         try:
-            retrying(upload.abort, ABORT, sleep=self._sleep, clock=self._clock, notice=self._notice)
+            retrying(upload.abort, HASTY.writes, sleep=self._sleep, clock=self._clock, notice=self._notice)
         except StoreError as error:
             LOG.warning(
                 f"an unfinished upload of {self.url_of(key)} could not be removed",

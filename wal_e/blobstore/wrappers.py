@@ -7,7 +7,7 @@ import time
 from wal_e.blobstore.base import Blob, BlobStore
 from wal_e.blobstore.resume import resumed
 from wal_e.errors import BlobNotFound, StoreError, UsageError
-from wal_e.retry import log_wait, retrying
+from wal_e.retry import HASTY, log_wait, retrying
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,6 +99,10 @@ class Retrying(BlobStore):
         doomed = tuple(keys)
         self._writing(lambda: self._store.delete(doomed))
 
+    def hasty(self) -> Retrying:
+        """The same store for tidying up."""
+        return Retrying(self._store, HASTY, sleep=self._sleep, clock=self._clock, notice=self._notice)
+
     def leftovers(self) -> Iterator[Leftover]:
         """Yield what killed writers left."""
         return self._store.leftovers()
@@ -159,6 +163,10 @@ class Metered(BlobStore):
         self.calls += 1
         self._store.delete(keys)
 
+    def hasty(self) -> Metered:
+        """The same store for tidying up."""
+        return Metered(self._store.hasty())
+
     def leftovers(self) -> Iterator[Leftover]:
         """Yield what killed writers left."""
         return self._store.leftovers()
@@ -207,6 +215,10 @@ class ReadOnly(BlobStore):
     def delete(self, keys: Iterable[str]) -> None:  # noqa: ARG002
         """Refuse. Raises: UsageError."""
         raise self._refused("Nothing was deleted.")
+
+    def hasty(self) -> ReadOnly:
+        """The same store for tidying up."""
+        return ReadOnly(self._store.hasty())
 
     def leftovers(self) -> Iterator[Leftover]:
         """Yield what killed writers left."""
