@@ -18,6 +18,7 @@ settings.load_profile("wal-e")
 def _fresh_log(monkeypatch):
     """Each test's records go to its own stderr, and no developer's variables come in."""
     monkeypatch.setattr(log, "_root", None)
+    monkeypatch.setattr(log, "_secrets", set())
     logging.getLogger("wal_e").handlers.clear()
     for name in list(os.environ):
         if name.startswith(("WALE_", "PG")):

@@ -852,7 +852,6 @@ from wal_e.blobstore.registry import open_store
 from wal_e.settings import Settings
 open_store(Settings(json.loads(sys.argv[1])))
 print(sorted({"keystoneclient", "keystoneauth1", "oslo_config"} & set(sys.modules)))
-import keystoneclient
 """
     environ = swift_settings("swift://container/pg")._environ
     done = subprocess.run([sys.executable, "-c", code, json.dumps(environ)], capture_output=True, text=True, timeout=60, check=False)
