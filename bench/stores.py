@@ -299,7 +299,7 @@ def swift_sdk() -> tuple[Up, Down]:
 
     def up(key: str, size: int, data: bytes) -> None:
         url, token = connection().get_auth()
-        swiftclient.client.put_object(url, token, "bench", key, chunks(size, data), chunk_size=CHUNK)  # one request, up to 5 GiB
+        swiftclient.client.put_object(url, token, "bench", key, chunks(size, data))  # one request, up to 5 GiB
 
     return up, down
 
