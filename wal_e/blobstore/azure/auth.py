@@ -18,13 +18,13 @@ from azure.storage.blob import ContainerClient
 from requests import Session
 from requests.adapters import HTTPAdapter
 
+from wal_e.blobstore.slices import SLICE_BYTES, Slices
 from wal_e.errors import ConfigurationError
 from wal_e.log import hide
 from wal_e.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
     from requests import PreparedRequest, Response
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from wal_e.settings import Settings
 
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")  # learn.microsoft.com/azure/storage/common/storage-account-overview
-_SLICE_BYTES = 256 << 10
 
 
 class Access(NamedTuple):
@@ -177,21 +176,9 @@ def _unchanged(request: PreparedRequest) -> PreparedRequest:
 
 
 class _Adapter(HTTPAdapter):
-    """Sends large bodies in slices, each within the socket's timeout.
-
-    Given at once, a body has that timeout for all of it, and a slow line could never send it.
-    """
+    """Sends large bodies in slices, each within the socket's timeout."""
 
     def send(self, request: PreparedRequest, *args: Any, **options: Any) -> Response:
-        if isinstance(request.body, bytes) and len(request.body) > _SLICE_BYTES:
-            request.body = _Slices(request.body)  # type: ignore[assignment]  # urllib3 takes any iterable of bytes
+        if isinstance(request.body, bytes) and len(request.body) > SLICE_BYTES:
+            request.body = Slices(request.body)  # type: ignore[assignment]  # urllib3 takes any iterable of bytes
         return super().send(request, *args, **options)
-
-
-class _Slices:
-    def __init__(self, body: bytes) -> None:
-        self._body = memoryview(body)
-
-    def __iter__(self) -> Iterator[memoryview]:
-        for start in range(0, len(self._body), _SLICE_BYTES):
-            yield self._body[start : start + _SLICE_BYTES]

@@ -22,14 +22,14 @@ from urllib3.exceptions import HTTPError
 from wal_e import __version__
 from wal_e.blobstore.gcs.auth import TokenRequest, found
 from wal_e.blobstore.gcs.errors import Purpose, no_bucket, translated, unreached
+from wal_e.blobstore.slices import SLICE_BYTES, Slices
 from wal_e.log import hide
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
     from typing import Any
 
-PIECE_BYTES = 128 * 1024
 CHUNK_BYTES = 512 * 1024
 
 
@@ -136,23 +136,9 @@ class _Transport:
             if not self._session.credentials.valid:
                 self._session.credentials.refresh(self._tokens)
             hide(self._session.credentials.token or "")
-        if isinstance(data, bytes) and len(data) > PIECE_BYTES:
-            data = _Body(data)
+        if isinstance(data, bytes) and len(data) > SLICE_BYTES:
+            data = Slices(data)
         return self._session.request(method, url, data, headers, **(others | {"timeout": self._timeouts, "allow_redirects": False}))
-
-
-class _Body:
-    """A request's body in pieces: a socket's time limit counts for one piece, not for megabytes on a slow line."""
-
-    def __init__(self, data: bytes) -> None:
-        self._view = memoryview(data)
-
-    def __len__(self) -> int:
-        return len(self._view)
-
-    def __iter__(self) -> Iterator[memoryview]:
-        for start in range(0, len(self._view), PIECE_BYTES):
-            yield self._view[start : start + PIECE_BYTES]
 
 
 def _prepare(session: requests.Session, connections: int) -> None:

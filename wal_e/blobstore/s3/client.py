@@ -20,6 +20,7 @@ from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.session import Session
 
 from wal_e import __version__
+from wal_e.blobstore.slices import SLICE_BYTES
 from wal_e.errors import ConfigurationError
 from wal_e.log import hide
 from wal_e.record import NamedTuple
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 DEFAULT_REGION = "us-east-1"
 EXPECT_BYTES = 1 << 20  # a refusal is worth a round trip before a body of this size, and none before a smaller one
-SLICE_BYTES = 256 << 10
 INSTANCE_ATTEMPTS = 3  # the metadata service answers 404 or nothing for a moment after a start
 
 # The DNS suffixes of Amazon's partitions, from botocore's partitions.json.
