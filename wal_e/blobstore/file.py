@@ -16,9 +16,10 @@ import stat
 import time
 
 from wal_e.blobstore.base import Blob, BlobStore, Leftover, undeleted
+from wal_e.blobstore.file_errors import FORBIDDEN, explained
 from wal_e.blobstore.publish import FILE_MODE, NEW_FILE, Publisher, check_free
 from wal_e.blobstore.url import checked_key
-from wal_e.errors import BlobExists, BlobNotFound, StoreError, StoreForbidden, StoreMisconfigured, StoreUnavailable
+from wal_e.errors import BlobExists, BlobNotFound, StoreError, StoreMisconfigured, StoreUnavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ _WRITEBACK_BYTES = 8 << 20  # a put of 1 GiB and its fsync took 0.33 s with, 0.5
 _MKDIR_ATTEMPTS = 100  # against deletes that prune the directory as fast as it is made
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_IMPOSSIBLE = (errno.EFBIG, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)
 
 
 class FileStore(BlobStore):
@@ -110,7 +108,7 @@ class FileStore(BlobStore):
         try:
             yield from leftovers(self._root)
         except OSError as error:
-            raise _explained(error, error.filename or self._root) from error
+            raise explained(error, error.filename or self._root) from error
 
     def discard(self, leftover: Leftover) -> None:
         """Remove a temporary file, and the directories that this empties."""
@@ -119,7 +117,7 @@ class FileStore(BlobStore):
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise _explained(error, leftover.address) from error
+            raise explained(error, leftover.address) from error
         self._prune(os.path.relpath(leftover.address, self._root))
 
     def _path(self, key: str) -> str:
@@ -195,7 +193,7 @@ class FileStore(BlobStore):
                 names = sorted(entry.name + b"/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in ours)
         except OSError as error:
             if error.errno not in _ABSENT:
-                raise _explained(error, path) from error
+                raise explained(error, path) from error
         self._check_root()
         return names
 
@@ -223,7 +221,7 @@ class FileStore(BlobStore):
             if error.errno in _ABSENT:
                 self._check_root()
                 raise BlobNotFound(f"there is no {self.url_of(key)}") from None
-            raise _explained(error, self._path(key)) from error
+            raise explained(error, self._path(key)) from error
 
     def _writing(self, key: str, call: Callable[..., T], *arguments: object) -> T:
         try:
@@ -232,14 +230,14 @@ class FileStore(BlobStore):
             self._check_root()
             if error.errno == errno.EEXIST:
                 raise BlobExists(f"{self.url_of(key)} exists already") from None
-            raise _explained(error, self._path(key)) from error
+            raise explained(error, self._path(key)) from error
 
     def _check_root(self) -> None:
         try:
             found = os.stat(self._root)
         except OSError as error:
-            if error.errno in _FORBIDDEN:
-                raise _explained(error, self._root) from error
+            if error.errno in FORBIDDEN:
+                raise explained(error, self._root) from error
             found = None
         if found is None or (found.st_dev, found.st_ino) != self._identity:
             raise StoreUnavailable(
@@ -254,7 +252,7 @@ def _identity(root: str) -> tuple[int, int]:
         found = os.stat(root)
     except OSError as error:
         if error.errno not in _ABSENT:
-            raise _explained(error, root) from error
+            raise explained(error, root) from error
         found = None
     if found is None or not stat.S_ISDIR(found.st_mode):
         from shlex import quote
@@ -298,14 +296,3 @@ def _quietly(call: Callable[[T], object], argument: T) -> None:
         call(argument)
     except OSError:
         pass
-
-
-def _explained(error: OSError, path: str) -> StoreError:
-    reason = f"The system says: {error.strerror or error}."
-    if error.errno in _FORBIDDEN:
-        return StoreForbidden(f"no permission for {path}", reason, "The user that runs wal-e, usually postgres, must own the store's directory.")
-    if error.errno in _FULL:
-        return StoreUnavailable("the file system of the store is full", f"{path} could not be written. {reason}", "Free some space there, or make it larger.")
-    if error.errno in _IMPOSSIBLE:
-        return StoreMisconfigured(f"the file system of the store refuses {path}", reason, "See its limits and what stands at that path, and ulimit -f.")
-    return StoreUnavailable(f"the file system of the store failed at {path}", reason, "See the kernel's log, and whether the file system is still mounted.")
