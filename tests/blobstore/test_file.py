@@ -241,8 +241,11 @@ store.put("dir/blob", [b"content"])
 os.chmod(root + "/dir/blob", 0)
 error = failing(lambda: next(store.get("dir/blob")))
 assert type(error) is StoreForbidden and root + "/dir/blob" in error.message, repr(error)
+open(root + "/dir/.key.123.0123456789abcdef.tmp", "w").close()
+(leftover,) = store.leftovers()
 os.chmod(root + "/dir", 0o500)
-for call in (lambda: store.put("dir/new", [b"1"]), lambda: store.create("dir/new", [b"1"]), lambda: store.put("dir/sub/new", [b"1"])):
+writes = [lambda: store.put("dir/new", [b"1"]), lambda: store.create("dir/new", [b"1"]), lambda: store.put("dir/sub/new", [b"1"])]
+for call in (*writes, lambda: store.discard(leftover)):
     error = failing(call)
     assert type(error) is StoreForbidden and root + "/dir/" in error.message, repr(error)
 os.chmod(root + "/dir", 0)
