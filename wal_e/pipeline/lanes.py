@@ -80,9 +80,17 @@ class Cooperative:
         return _Native(self._raw.spawn(_outcome, work))
 
     def offload(self, call: Callable[[], T]) -> T:
-        """Run one blocking call in a native thread."""
-        value: T = self._blocking.apply(call)
-        return value
+        """Run one blocking call in a native thread. Even a lane that is killed waits for its end: the call uses what the lane then closes."""
+        results: list[T] = []
+        running = _Native(self._blocking.spawn(_outcome, lambda: results.append(call())))
+        try:
+            failure = running.join()
+        except BaseException:
+            running.join()
+            raise
+        if failure is not None:
+            raise failure
+        return results[0]
 
 
 class _Native:
