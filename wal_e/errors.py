@@ -24,6 +24,9 @@
     |-- LockHeld             1   another command works on the same cluster
     |-- WalRefused           2   a file is not the WAL segment its name says
     |-- WalConflict          2   the store holds other content under this name
+    |-- WalGap               2   WAL that something needs is not in the store
+    |-- WalDropped           2   WAL was given up without being stored, as was asked for
+    |-- BacklogAlarm         1   more WAL waits to be archived than the limit allows
     |-- TargetRefused        2   the place to restore into cannot be used
     |-- DiskFull             2   no space left                                 (transient)
     |-- LocalFileError       1   a local file could not be read or written
@@ -161,6 +164,20 @@ class WalRefused(WaleError):
 
 class WalConflict(WaleError):
     """The store holds other content under the name of this WAL file."""
+
+
+class WalGap(WaleError):
+    """WAL that a backup or a server relies on is not in the store."""
+
+
+class WalDropped(WaleError):
+    """WAL was given up without being stored, because that was asked for."""
+
+
+class BacklogAlarm(WaleError):
+    """More WAL waits to be archived than the limit allows."""
+
+    status = EXIT_LATER
 
 
 class TargetRefused(WaleError):

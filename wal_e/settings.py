@@ -95,6 +95,10 @@ TABLE = (
             "Seconds during which wal-push tries again when the store is temporarily away."),
     Setting("archive_timeout_s", "WALE_ARCHIVE_TIMEOUT", _seconds, "3600",
             "Seconds that backup-push waits for the WAL its backup needs to arrive in the store."),
+    Setting("no_rename", "WALE_NO_RENAME", _flag, "",
+            "true: never rename .ready to .done in archive_status, for hosts where another archiver reads that directory too."),
+    Setting("backlog_limit", "WALE_BACKLOG_LIMIT", _count, "128",
+            "WAL files that may wait to be archived; more raise an alarm (wal-status, the log, the metrics), and nothing else."),
     Setting("retries", "WALE_RETRIES", _count, "100",
             "At most so many attempts of one operation on the store, within its deadline."),
     Setting("fetch_status_temporary", "WALE_FETCH_STATUS_TEMPORARY", _status, "75",
@@ -179,6 +183,8 @@ class Settings:
     fetch_deadline_s: float
     push_deadline_s: float
     archive_timeout_s: float
+    no_rename: bool
+    backlog_limit: int
     retries: int
     fetch_status_temporary: int
     fetch_status_failure: int

@@ -7,6 +7,7 @@
     basebackups_005/NAME/manifest.jsonl.lzo                       what is in them
     basebackups_005/NAME_backup_stop_sentinel.json                written last: the backup exists
     wal_005/FILE.lzo                                              segments, .history, .backup, .partial
+    wal_005/SEGMENT.streaming.lzo                                 the segment that wal-receive is receiving; replaced until SEGMENT is there
     identity_005.json                                             whose WAL this prefix holds
 
 NAME is ``base_SEGMENT_OFFSET``: the segment that holds the start of the backup (24 upper-case hex
@@ -27,6 +28,7 @@ BACKUPS = "basebackups_005/"
 WAL = "wal_005/"
 IDENTITY = "identity_005.json"
 
+STREAMING = ".streaming"
 _SENTINEL = "_backup_stop_sentinel.json"
 _HEX = frozenset("0123456789ABCDEF")
 
@@ -123,9 +125,23 @@ def wal_key(name: str, suffix: str) -> str:
     return f"{WAL}{name}{suffix}"
 
 
+def streaming_key(segment: str, suffix: str) -> str:
+    """The key of a segment that is still being received."""
+    return wal_key(segment + STREAMING, suffix)
+
+
 def parse_wal_key(key: str, suffixes: Iterable[str]) -> str | None:
-    """The name in the key of a WAL file that ends with one of the suffixes; None for other keys."""
+    """The name in the key of a WAL file that ends with one of the suffixes; None for other keys.
+
+    A segment that is being received has the name ``SEGMENT.streaming``, which PostgreSQL never asks for.
+    """
     name = key.removeprefix(WAL)
     if name == key:
         return None
-    return next((stem for suffix in suffixes if name.endswith(suffix) and wal_kind(stem := name.removesuffix(suffix))), None)
+    stems = (name.removesuffix(suffix) for suffix in suffixes if name.endswith(suffix))
+    return next((stem for stem in stems if wal_kind(stem) or is_streaming(stem)), None)
+
+
+def is_streaming(name: str) -> bool:
+    """Whether this is the name of a segment that is being received."""
+    return name.endswith(STREAMING) and wal_kind(name.removesuffix(STREAMING)) == "segment"

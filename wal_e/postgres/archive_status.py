@@ -36,6 +36,19 @@ def ready_names(pg_wal: str) -> list[str]:
     return sorted(names, key=lambda name: (wal_kind(name) != "history", name))
 
 
+def waiting_since(pg_wal: str, name: str) -> float | None:
+    """When a file was marked ready, in seconds since the epoch; None when it does not wait any more."""
+    try:
+        return os.stat(os.path.join(pg_wal, _STATUS_DIRECTORY, name + _READY)).st_mtime
+    except OSError:
+        return None
+
+
+def is_done(pg_wal: str, name: str) -> bool:
+    """Whether the server takes this file for archived."""
+    return os.path.exists(os.path.join(pg_wal, _STATUS_DIRECTORY, name + _DONE))
+
+
 def mark_done(pg_wal: str, name: str) -> None:
     """Tell the server that this file is archived, durably; nothing to do if it no longer waits.
 
