@@ -85,12 +85,17 @@ def _run_fast(command: FastCommand, known: _Known) -> None:
         from wal_e.operators.wal_push import neighbours
 
         others = neighbours(command.positionals[0], command.number)
-        if others:
+        if others and wal.is_in_files(settings):
+            from wal_e.pipeline.side_by_side import SideBySide
+
+            _end_main_on_signals()
+            wal.wal_push(settings, command.positionals[0], others, SideBySide(wal.push_lanes(settings)))
+        elif others:
             _patch()
             from wal_e.pipeline.lanes import Cooperative
 
             _end_main_on_signals_under_gevent()
-            wal.wal_push(settings, command.positionals[0], others, Cooperative(len(others) + 1))
+            wal.wal_push(settings, command.positionals[0], others, Cooperative(wal.push_lanes(settings)))
         else:
             _end_main_on_signals()
             wal.wal_push(settings, command.positionals[0], [], Blocking())

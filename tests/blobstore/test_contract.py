@@ -1,5 +1,6 @@
 """What every store does, whatever is behind it."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from wal_e.blobstore.base import SelfWriting
 from wal_e.errors import BlobExists, BlobNotFound
 
 pytest_plugins = ("fix_stores",)
@@ -55,6 +57,58 @@ def test_a_range_past_the_end_yields_nothing(store):
     for start, length in [(5, None), (5, 1), (9, 3), (2**40, None), (0, 0), (3, 0)]:
         assert list(store.get("blob", start=start, length=length)) == []
     assert list(store.get("blob", start=3, length=2**40)) == [b"45"]
+
+
+class Text(SelfWriting):
+    """Chunks that can write themselves; ``way`` tells which way was taken."""
+
+    way = ""
+
+    def __init__(self, fails=False):
+        self.fails = fails
+
+    def __iter__(self):
+        self.way = "chunks"
+        yield b"one "
+        self.end()
+        yield b"two"
+
+    def write_to(self, descriptor):
+        self.way = "file"
+        os.write(descriptor, b"one ")
+        self.end()
+        os.write(descriptor, b"two")
+
+    def end(self):
+        if self.fails:
+            raise LookupError
+
+
+@pytest.mark.parametrize("verb", ["put", "create"])
+def test_what_can_write_itself_is_stored_and_does_so_where_blobs_are_files(store, verb):
+    text = Text()
+    assert getattr(store, verb)("wal_005/blob", text) == 7
+    assert read(store, "wal_005/blob") == b"one two"
+    assert text.way == ("chunks" if store.open_file("wal_005/blob") is None else "file")
+
+
+@pytest.mark.parametrize("verb", ["put", "create"])
+def test_nothing_is_stored_when_what_writes_itself_raises(store, verb):
+    with pytest.raises(LookupError):
+        getattr(store, verb)("blob", Text(fails=True))
+    assert keys(store) == []
+
+
+def test_a_blob_that_is_a_file_can_be_opened(store):
+    store.put("blob", [b"content"])
+    descriptor = store.open_file("blob")
+    if descriptor is not None:
+        try:
+            assert os.pread(descriptor, 100, 0) == b"content"
+        finally:
+            os.close(descriptor)
+        with pytest.raises(BlobNotFound):
+            store.open_file("absent")
 
 
 def test_an_empty_blob_is_a_blob(store):

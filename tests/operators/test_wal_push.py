@@ -167,3 +167,53 @@ def test_nothing_is_marked_done_when_the_store_is_away(data_directory, ready):
     with pytest.raises(StoreUnavailable):
         push_with_neighbours(open_memory(Away()), paths[0], paths[1:])
     assert status_of(data_directory, NEXT) == ["ready"]
+
+
+class Watched(MemoryStore):
+    """Notes what is created, and fails for keys that hold a word."""
+
+    def __init__(self, away_for="none"):
+        super().__init__()
+        self.away_for = away_for
+        self.asked = []
+
+    def create(self, key, chunks):
+        if key.startswith(layout.WAL):
+            self.asked.append(key.removeprefix(layout.WAL).removesuffix(".lzo"))
+            if self.away_for in key:
+                raise StoreUnavailable("away")
+        return super().create(key, chunks)
+
+
+def pushed_in_order(ready, store, names):
+    from fix_memory import open_memory
+
+    paths = [ready(name, **({"content": HISTORY} if name.endswith("history") else {})) for name in names]
+    push_with_neighbours(open_memory(store), paths[0], paths[1:])
+    return store.asked
+
+
+def test_history_files_go_first(ready):
+    second = "000000020000000000000003"
+    assert pushed_in_order(ready, Watched(), [SEG, second, "00000002.history"]) == ["00000002.history", SEG, second]
+
+
+def test_wal_of_a_timeline_is_not_pushed_ahead_of_its_history(data_directory, ready):
+    store = Watched(away_for="history")
+    second = "000000020000000000000003"
+    assert pushed_in_order(ready, store, [SEG, second, NEXT, "00000002.history"]) == ["00000002.history", SEG]
+    assert status_of(data_directory, second) == ["ready"]
+
+
+def test_when_the_store_goes_away_no_more_neighbours_are_tried(data_directory, ready):
+    store = Watched(away_for=NEXT)
+    assert pushed_in_order(ready, store, [SEG, NEXT, "000000010000000000000005"]) == [SEG, NEXT]
+    assert status_of(data_directory, "000000010000000000000005") == ["ready"]
+
+
+def test_wal_of_a_timeline_stays_back_when_its_history_is_refused(data_directory, ready):
+    store = Watched()
+    store.put(layout.wal_key("00000002.history", ".lzo"), [b"another"])
+    second = "000000020000000000000003"
+    assert pushed_in_order(ready, store, [SEG, second, NEXT, "00000002.history"]) == ["00000002.history", SEG, NEXT]
+    assert status_of(data_directory, second) == ["ready"]

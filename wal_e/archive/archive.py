@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from wal_e.archive import layout
 from wal_e.archive.identity import LEGACY_SUFFIXES, Identity, claim_identity, read_identity
 from wal_e.blobstore.registry import open_store
 from wal_e.blobstore.wrappers import Metered
+from wal_e.errors import local_error
 from wal_e.pipeline.pipeline import WAL_PIPE_BYTES, Pipeline
 from wal_e.retry import Policy
 
@@ -43,6 +46,22 @@ class Archive:
             Policy(settings.retries, settings.push_deadline_s),
             Policy(settings.retries, settings.fetch_deadline_s),
         )
+
+    def decode(self, key: str, raw: int) -> None:
+        """Decode what is stored under a key into an open file.
+
+        Raises: BlobNotFound, DamageError naming the key, DiskFull, ToolMissing, what the store raises.
+        """
+        stored = self.store.open_file(key)
+        if stored is None:
+            self.pipeline.decode_file(self.store.get(key), key, raw)
+            return
+        try:
+            self.pipeline.decode_stored_file(stored, key, raw)
+        except OSError as error:
+            raise local_error(error, f"reading {self.store.url_of(key)}") from None
+        finally:
+            os.close(stored)
 
     def claim(self, system_identifier: int) -> Identity:
         """Return the identity of the prefix for a push by this cluster, which claims a new prefix.

@@ -42,6 +42,18 @@ class Leftover(NamedTuple):
     started: datetime
 
 
+class SelfWriting(ABC):
+    """Chunks that, where a blob is a file, can be written by whoever makes them, without passing through this process."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the chunks."""
+
+    @abstractmethod
+    def write_to(self, descriptor: int) -> None:
+        """Write all of them into an open file, instead of yielding them."""
+
+
 class BlobStore(ABC):
     """Bytes under keys. A blob is visible only when whole: if the chunks raise, nothing is stored.
 
@@ -73,6 +85,13 @@ class BlobStore(ABC):
 
         Raises: BlobNotFound (by the call or instead of the first chunk, never later), BlobFrozen.
         """
+
+    def open_file(self, key: str) -> int | None:  # noqa: ARG002
+        """Open the file that a blob is, for a program to read it itself; None where blobs are no files.
+
+        The descriptor is the caller's. Raises: BlobNotFound.
+        """
+        return None
 
     @abstractmethod
     def stat(self, key: str) -> Blob:

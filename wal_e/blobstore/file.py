@@ -15,11 +15,12 @@ import os
 import stat
 import time
 
-from wal_e.blobstore.base import Blob, BlobStore, Leftover, undeleted
-from wal_e.blobstore.file_errors import FORBIDDEN, explained
+from wal_e.blobstore.base import Blob, BlobStore, Leftover, SelfWriting, undeleted
+from wal_e.blobstore.file_errors import explained
+from wal_e.blobstore.file_root import ABSENT, Root
 from wal_e.blobstore.publish import FILE_MODE, NEW_FILE, Publisher, check_free
 from wal_e.blobstore.url import checked_key
-from wal_e.errors import BlobExists, BlobNotFound, StoreError, StoreMisconfigured, StoreUnavailable
+from wal_e.errors import BlobExists, BlobNotFound, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,21 +35,18 @@ _CHUNK_BYTES = 1 << 20
 _WRITEBACK_BYTES = 8 << 20  # a put of 1 GiB and its fsync took 0.33 s with, 0.50 s without
 _MKDIR_ATTEMPTS = 100  # against deletes that prune the directory as fast as it is made
 
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-
 
 class FileStore(BlobStore):
     """Blobs are files below one directory; ``offload`` runs each flush to disk off the event loop."""
 
     def __init__(self, root: str, offload: Callable[[Callable[[], None]], None], *, sleep: Callable[[float], object] = time.sleep) -> None:
-        self._root = root
+        self._root = Root(root)
         self._publisher = Publisher(offload, sleep)
-        self._identity = _identity(root)
 
     @property
     def url(self) -> str:
         """The prefix as a user would write it."""
-        return f"file://localhost{self._root}"
+        return f"file://localhost{self._root.path}"
 
     def put(self, key: str, chunks: Iterable[bytes]) -> int:
         """Store the chunks under the key, replacing what is there; durable on return."""
@@ -74,6 +72,10 @@ class FileStore(BlobStore):
         finally:
             _quietly(os.close, descriptor)
 
+    def open_file(self, key: str) -> int:
+        """Open a blob for another program. Raises: BlobNotFound."""
+        return self._reading(key, _open_blob, self._path(key))
+
     def stat(self, key: str) -> Blob:
         """Return size and time of one blob. Raises: BlobNotFound."""
         return _blob(key, self._reading(key, _stat_blob, self._path(key)))
@@ -84,7 +86,7 @@ class FileStore(BlobStore):
         A symbolic link to a directory is followed only when the prefix spells it out.
         """
         directory = prefix[: prefix.rfind("/") + 1]
-        self._check_root()
+        self._root.check()
         if any(not part or part.startswith(".") for part in directory.split("/")[:-1]):
             return
         yield from self._walk(directory, os.fsencode(prefix[len(directory) :]))
@@ -104,11 +106,11 @@ class FileStore(BlobStore):
         """Yield temporary files and claims of writers that were killed, or are at work."""
         from wal_e.blobstore.file_leftovers import leftovers
 
-        self._check_root()
+        self._root.check()
         try:
-            yield from leftovers(self._root)
+            yield from leftovers(self._root.path)
         except OSError as error:
-            raise explained(error, error.filename or self._root) from error
+            raise explained(error, error.filename or self._root.path) from error
 
     def discard(self, leftover: Leftover) -> None:
         """Remove a temporary file, and the directories that this empties."""
@@ -118,16 +120,16 @@ class FileStore(BlobStore):
             pass
         except OSError as error:
             raise explained(error, leftover.address) from error
-        self._prune(os.path.relpath(leftover.address, self._root))
+        self._prune(os.path.relpath(leftover.address, self._root.path))
 
     def _path(self, key: str) -> str:
-        return os.path.join(self._root, checked_key(key))
+        return os.path.join(self._root.path, checked_key(key))
 
     def _write(self, key: str, chunks: Iterable[bytes], publish: Callable[[str, str], None]) -> int:
         path = self._path(key)
         directory, name = os.path.split(path)
         temporary = os.path.join(directory, f".{name}.{os.getpid()}.{os.urandom(8).hex()}.tmp")
-        self._check_root()
+        self._root.check()
         try:
             descriptor = self._writing(key, self._open_new, temporary, key)  # a signal may come while it opens
             try:
@@ -149,7 +151,7 @@ class FileStore(BlobStore):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), temporary)
 
     def _make_directories(self, key: str) -> None:
-        directory = self._root
+        directory = self._root.path
         for part in key.split("/")[:-1]:
             parent, directory = directory, os.path.join(directory, part)
             try:
@@ -162,6 +164,9 @@ class FileStore(BlobStore):
 
     def _fill(self, descriptor: int, key: str, chunks: Iterable[bytes]) -> int:
         written = started = 0
+        if isinstance(chunks, SelfWriting):
+            chunks.write_to(descriptor)
+            written, chunks = os.fstat(descriptor).st_size, ()
         for chunk in chunks:
             self._writing(key, _write_all, descriptor, chunk)
             written += len(chunk)
@@ -186,15 +191,15 @@ class FileStore(BlobStore):
     def _names(self, directory: str, beginning: bytes) -> Sequence[bytes]:
         """Names in one directory in byte order of their keys; a directory's own ends with a slash."""
         names: Sequence[bytes] = ()
-        path = os.path.join(self._root, directory)
+        path = os.path.join(self._root.path, directory)
         try:
             with os.scandir(os.fsencode(path)) as entries:
                 ours = (entry for entry in entries if entry.name.startswith(beginning) and not entry.name.startswith(b".") and entry.name != b"lost+found")
                 names = sorted(entry.name + b"/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in ours)
         except OSError as error:
-            if error.errno not in _ABSENT:
+            if error.errno not in ABSENT:
                 raise explained(error, path) from error
-        self._check_root()
+        self._root.check()
         return names
 
     def _unlink(self, key: str) -> None:
@@ -209,7 +214,7 @@ class FileStore(BlobStore):
         directory = key.rpartition("/")[0]
         while directory:
             try:
-                os.rmdir(os.path.join(self._root, directory))
+                os.rmdir(os.path.join(self._root.path, directory))
             except OSError:
                 return  # not empty, or not ours to remove
             directory = directory.rpartition("/")[0]
@@ -218,8 +223,8 @@ class FileStore(BlobStore):
         try:
             return call(*arguments)
         except OSError as error:
-            if error.errno in _ABSENT:
-                self._check_root()
+            if error.errno in ABSENT:
+                self._root.check()
                 raise BlobNotFound(f"there is no {self.url_of(key)}") from None
             raise explained(error, self._path(key)) from error
 
@@ -227,44 +232,10 @@ class FileStore(BlobStore):
         try:
             return call(*arguments)
         except OSError as error:
-            self._check_root()
+            self._root.check()
             if error.errno == errno.EEXIST:
                 raise BlobExists(f"{self.url_of(key)} exists already") from None
             raise explained(error, self._path(key)) from error
-
-    def _check_root(self) -> None:
-        try:
-            found = os.stat(self._root)
-        except OSError as error:
-            if error.errno in FORBIDDEN:
-                raise explained(error, self._root) from error
-            found = None
-        if found is None or (found.st_dev, found.st_ino) != self._identity:
-            raise StoreUnavailable(
-                "the directory of the store went away",
-                f"{self._root} is not, or no longer, the directory that was there when this command began.",
-                "See whether its file system is still mounted.",
-            )
-
-
-def _identity(root: str) -> tuple[int, int]:
-    try:
-        found = os.stat(root)
-    except OSError as error:
-        if error.errno not in _ABSENT:
-            raise explained(error, root) from error
-        found = None
-    if found is None or not stat.S_ISDIR(found.st_mode):
-        from shlex import quote
-
-        absent = StoreMisconfigured(
-            "the directory of the store does not exist",
-            f"It should be at {root}. It is never created, so that nothing is written below a mount point while its file system is not mounted.",
-            f"Mount it; or, if it is to be a new store: mkdir -p {quote(root)} && chown postgres {quote(root)}",
-        )
-        absent.transient = True  # it may be mounted in a moment: a standby that asks for WAL may ask again
-        raise absent
-    return found.st_dev, found.st_ino
 
 
 def _open_blob(path: str) -> int:

@@ -78,6 +78,10 @@ class Retrying(BlobStore):
 
         return resumed(from_offset, start, self._reading)
 
+    def open_file(self, key: str) -> int | None:
+        """Open the file that a blob is, if it is one. Raises: BlobNotFound."""
+        return self._reading(lambda: self._store.open_file(key))
+
     def stat(self, key: str) -> Blob:
         """Return size and time of one blob. Raises: BlobNotFound."""
         return self._reading(lambda: self._store.stat(key))
@@ -148,6 +152,11 @@ class Metered(BlobStore):
             self.received_bytes += len(chunk)
             yield chunk
 
+    def open_file(self, key: str) -> int | None:
+        """Open the file that a blob is, if it is one. Raises: BlobNotFound."""
+        self.calls += 1
+        return self._store.open_file(key)
+
     def stat(self, key: str) -> Blob:
         """Return size and time of one blob. Raises: BlobNotFound."""
         self.calls += 1
@@ -203,6 +212,10 @@ class ReadOnly(BlobStore):
     def get(self, key: str, *, start: int = 0, length: int | None = None) -> Chunks:
         """Yield the bytes. Raises: BlobNotFound."""
         return self._store.get(key, start=start, length=length)
+
+    def open_file(self, key: str) -> int | None:
+        """Open the file that a blob is, if it is one. Raises: BlobNotFound."""
+        return self._store.open_file(key)
 
     def stat(self, key: str) -> Blob:
         """Return size and time of one blob. Raises: BlobNotFound."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from wal_e.blobstore.url import parse_store_url
 from wal_e.errors import UsageError
 from wal_e.postgres.wal import wal_kind
 from wal_e.settings import PREFIXES, Settings, read_envdir
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from wal_e.archive.archive import Archive
     from wal_e.pipeline.process import Waits
 
+
+NETWORK_LANES = 8
 
 _VENDOR_VARIABLES = {
     "aws_access_key_id": "AWS_ACCESS_KEY_ID",
@@ -42,6 +45,17 @@ def settings_of(options: Mapping[str, str]) -> Settings:
                 os.environ[name] = value
     os.environ.update({variable: options[name] for name, variable in _VENDOR_VARIABLES.items() if name in options})
     return Settings(os.environ, options)
+
+
+def is_in_files(settings: Settings) -> bool:
+    """Whether the store is a directory. Raises: ConfigurationError."""
+    return parse_store_url(settings.prefix).scheme == "file"
+
+
+def push_lanes(settings: Settings) -> int:
+    """How many files are pushed at once: enough to keep the processors busy, and a network besides."""
+    lanes = (os.cpu_count() or 1) + 1
+    return lanes if is_in_files(settings) else max(lanes, NETWORK_LANES)
 
 
 def wal_push(settings: Settings, path: str, others: list[str], waits: Waits) -> None:

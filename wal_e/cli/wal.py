@@ -22,7 +22,7 @@ def wal_push(context: Context, wal_segment: str, pool_size: int) -> None:
     keeps the file and tries again.
     """
     others = neighbours(wal_segment, pool_size)
-    run.wal_push(context.settings, wal_segment, others, Cooperative(len(others) + 1))
+    run.wal_push(context.settings, wal_segment, others, Cooperative(run.push_lanes(context.settings)))
 
 
 @click.command("wal-fetch")

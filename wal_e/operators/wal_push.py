@@ -15,15 +15,18 @@ from wal_e.log import Logger
 from wal_e.postgres import archive_status
 from wal_e.postgres.wal import wal_kind
 from wal_e.postgres.wal_file import inspect
-from wal_e.retry import retrying
+from wal_e.retry import Policy, retrying
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from wal_e.archive.archive import Archive
 
 LOG = Logger(__name__)
 
 COMPARE_BYTES = 1024 * 1024
+ONCE = Policy(attempts=1, deadline_s=0)
 
 
 def neighbours(path: str, pool_size: int) -> list[str]:
@@ -32,8 +35,10 @@ def neighbours(path: str, pool_size: int) -> list[str]:
     return [os.path.join(directory, ready) for ready in archive_status.ready_names(directory or ".") if ready != name][: max(pool_size - 1, 0)]
 
 
-def push(archive: Archive, path: str) -> None:
+def push(archive: Archive, path: str, patience: Policy | None = None) -> None:
     """Store one WAL file; success also when the store holds the same content already.
+
+    Trouble that may pass is waited for with this patience, the archive's if none is given.
 
     Raises: WalRefused, WrongCluster, WalConflict, LocalFileError, and what the store raises.
     """
@@ -47,7 +52,7 @@ def push(archive: Archive, path: str) -> None:
     fd = _opened(path)
     try:
         system_identifier = _inspected(fd, name, path)
-        retrying(lambda: _store(archive, name, fd, system_identifier), archive.push_policy)
+        retrying(lambda: _store(archive, name, fd, system_identifier), patience or archive.push_policy)
     finally:
         os.close(fd)
 
@@ -105,7 +110,7 @@ def _compare(archive: Archive, name: str, key: str, fd: int) -> None:
         raise local_error(error, f"making a temporary file to compare {name} with what is stored") from None
     with spool as stored:
         try:
-            archive.pipeline.decode_file(archive.store.get(key), key, stored.fileno())
+            archive.decode(key, stored.fileno())
         except DamageError as damage:
             raise DamageError(
                 f"the store holds {name} already, damaged",
@@ -136,21 +141,42 @@ def _same_content(one: int, other: int) -> bool:
 def push_with_neighbours(archive: Archive, path: str, others: list[str]) -> None:
     """Store the named file and, beside it, others that are ready; only the named one decides.
 
-    An other that is stored is marked done; one that is not stays ready, for PostgreSQL to ask.
+    An other that is stored is marked done; one that is not stays ready, for PostgreSQL to ask. History files go
+    first: a timeline's WAL is not pushed ahead of the file that says where it comes from. Others are tried
+    once, and when the store goes away no more of them are taken.
     """
-    from wal_e.pipeline import pool
+    histories, files = [path] if _is_history(path) else [], [] if _is_history(path) else [path]
+    for one in others:
+        (histories if _is_history(one) else files).append(one)
+    missing: set[str] = set()  # timelines, as in names
+    stop = False
 
-    lanes = min(len(others) + 1, (os.cpu_count() or 1) + 1)
-    outcomes = pool.run(lambda one: push(archive, one), [path, *others], lanes)
-    for outcome in outcomes:
-        if outcome.item == path:
-            outcome.value()
-        elif outcome.error is None:
-            _mark_done(outcome.item)
-        elif isinstance(outcome.error, WaleError):
-            LOG.warning(f"{os.path.basename(outcome.item)} was not pushed yet: {outcome.error.message}", outcome.error.detail, action="push-wal")
-        else:
-            raise outcome.error
+    def push_one(one: str) -> None:
+        push(archive, one, None if one == path else ONCE)
+
+    def wanted(paths: list[str]) -> Iterator[str]:
+        for one in paths:
+            if one == path or not (stop or os.path.basename(one)[:8] in missing):
+                yield one
+
+    for group in (histories, files):
+        for item, error in archive.waits.run(push_one, wanted(group)):
+            if item == path:
+                if error is not None:
+                    raise error
+            elif error is None:
+                _mark_done(item)
+            elif isinstance(error, WaleError):
+                LOG.warning(f"{os.path.basename(item)} was not pushed yet: {error.message}", error.detail, action="push-wal")
+                stop = stop or error.transient
+                if group is histories:
+                    missing.add(os.path.basename(item)[:8])
+            else:
+                raise error
+
+
+def _is_history(path: str) -> bool:
+    return wal_kind(os.path.basename(path)) == "history"
 
 
 def _mark_done(path: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import gevent
@@ -21,7 +21,8 @@ from gevent.os import make_nonblocking
 from gevent.socket import wait_read, wait_write
 from gevent.threadpool import ThreadPool
 
-from wal_e.pipeline.process import Process
+from wal_e.pipeline import pool
+from wal_e.pipeline.process import Ended, Process
 
 T = TypeVar("T")
 
@@ -91,6 +92,11 @@ class Cooperative:
         if failure is not None:
             raise failure
         return results[0]
+
+    def run(self, work: Callable[[str], object], items: Iterable[str]) -> Iterator[Ended]:
+        """Work on items in all lanes; yield what became of each."""
+        for outcome in pool.run(work, items, self.lanes):
+            yield Ended(outcome.item, outcome.error)
 
 
 class _Native:

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 
-from wal_e.errors import CodecFailed, ConfigurationError, DamageError, DiskFull, WaleError
-from wal_e.pipeline import process
+from wal_e.blobstore.base import SelfWriting
+from wal_e.errors import CodecFailed, DamageError
+from wal_e.pipeline.chain import Chain
 from wal_e.pipeline.stage import CODECS, LZOP, Stage, gpg
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from wal_e.pipeline.process import Process, Running, Waits
+    from wal_e.pipeline.process import Waits
 
 CHUNK_BYTES = 256 * 1024
+HEAD_BYTES = 16  # enough to recognise every codec and cipher
 WAL_PIPE_BYTES = 256 * 1024
 BACKUP_PIPE_BYTES = 1024 * 1024
 
@@ -43,26 +44,19 @@ class Pipeline:
         """What a key of something encoded here ends with."""
         return LZOP.suffix
 
-    def encode_file(self, raw: int) -> Iterator[bytes]:
-        """Yield the coded content of an open file, from its current offset.
+    def encode_file(self, raw: int) -> EncodedFile:
+        """The coded content of an open file, from its current offset.
 
-        Raises: ToolMissing, CodecFailed, ConfigurationError (no such key).
+        Raises, when it is read: ToolMissing, CodecFailed, ConfigurationError (no such key), DiskFull.
         """
-        chain = _Chain(self._waits, self._pipe_bytes)
-        try:
-            coded = chain.start([(stage, stage.encode) for stage in self._stages], raw, chain.pipe_out())
-            while chunk := self._waits.read(coded, CHUNK_BYTES):
-                yield chunk
-            chain.finish()
-        finally:
-            chain.cancel()
+        return EncodedFile(self._waits, self._pipe_bytes, self._stages, raw)
 
     def encode(self, produce: Callable[[io.RawIOBase], None]) -> Iterator[bytes]:
         """Yield the coded form of what a producer writes, in a native thread, into a stream.
 
         Raises: what the producer raises; ToolMissing, CodecFailed, ConfigurationError.
         """
-        chain = _Chain(self._waits, self._pipe_bytes)
+        chain = Chain(self._waits, self._pipe_bytes)
         try:
             raw, sink = chain.pipe()
             coded = chain.start([(stage, stage.encode) for stage in self._stages], raw, chain.pipe_out())
@@ -83,7 +77,7 @@ class Pipeline:
 
         Raises: DamageError naming the key; DiskFull; ToolMissing; what ``coded`` raises.
         """
-        chain = _Chain(self._waits, self._pipe_bytes)
+        chain = Chain(self._waits, self._pipe_bytes)
         try:
             chunks, stages = _recognised(coded, key)
             sink = chain.start_decoding(stages, raw)
@@ -92,12 +86,27 @@ class Pipeline:
         finally:
             chain.cancel()
 
+    def decode_stored_file(self, stored: int, key: str, raw: int) -> None:
+        """Decode an open file from its beginning into another; the programs do all the reading and writing.
+
+        Raises: DamageError naming the key; DiskFull; ToolMissing.
+        """
+        stages = _stages_of(os.pread(stored, HEAD_BYTES, 0), key)
+        if not stages:
+            return _copy(stored, raw)
+        chain = Chain(self._waits, self._pipe_bytes)
+        try:
+            chain.start(stages, stored, raw)
+            return chain.finish(key)
+        finally:
+            chain.cancel()
+
     def decode(self, coded: Iterable[bytes], key: str, consume: Callable[[io.RawIOBase], None]) -> None:
         """Decode a stored stream; a consumer reads it, in a native thread, up to its end.
 
         Raises: DamageError naming the key; what the consumer or ``coded`` raises; ToolMissing.
         """
-        chain = _Chain(self._waits, self._pipe_bytes)
+        chain = Chain(self._waits, self._pipe_bytes)
         try:
             chunks, stages = _recognised(coded, key)
             raw, decoded = chain.pipe()
@@ -114,6 +123,36 @@ class Pipeline:
             chain.cancel()
 
 
+class EncodedFile(SelfWriting):
+    """The coded content of an open file, once: as chunks, or written by the last program itself."""
+
+    def __init__(self, waits: Waits, pipe_bytes: int, stages: tuple[Stage, ...], raw: int) -> None:
+        self._waits = waits
+        self._pipe_bytes = pipe_bytes
+        self._commands = [(stage, stage.encode) for stage in stages]
+        self._raw = raw
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the chunks."""
+        chain = Chain(self._waits, self._pipe_bytes)
+        try:
+            coded = chain.start(self._commands, self._raw, chain.pipe_out())
+            while chunk := self._waits.read(coded, CHUNK_BYTES):
+                yield chunk
+            chain.finish()
+        finally:
+            chain.cancel()
+
+    def write_to(self, descriptor: int) -> None:
+        """Let the last program write into an open file."""
+        chain = Chain(self._waits, self._pipe_bytes)
+        try:
+            chain.start(self._commands, self._raw, descriptor)
+            chain.finish()
+        finally:
+            chain.cancel()
+
+
 def _recognised(coded: Iterable[bytes], key: str) -> tuple[Iterator[bytes], list[tuple[Stage, tuple[str, ...]]]]:
     """Look at the first bytes; return all the bytes and the stages that decode them, outermost first.
 
@@ -123,8 +162,13 @@ def _recognised(coded: Iterable[bytes], key: str) -> tuple[Iterator[bytes], list
     head = b""
     for chunk in chunks:
         head += chunk
-        if len(head) >= 16:
+        if len(head) >= HEAD_BYTES:
             break
+    return _chained(head, chunks), _stages_of(head, key)
+
+
+def _stages_of(head: bytes, key: str) -> list[tuple[Stage, tuple[str, ...]]]:
+    """The stages that decode what begins with these bytes, outermost first."""
     codec = CODECS.get("." + key.rpartition(".")[2])
     cipher = gpg()
     stages = [cipher] if cipher.recognises(head) else []
@@ -136,7 +180,7 @@ def _recognised(coded: Iterable[bytes], key: str) -> tuple[Iterator[bytes], list
         )
     if codec is not None:
         stages.append(codec)
-    return _chained(head, chunks), [(stage, stage.decode) for stage in stages]
+    return [(stage, stage.decode) for stage in stages]
 
 
 def _chained(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
@@ -145,137 +189,7 @@ def _chained(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield from rest
 
 
-class _Chain:
-    """The processes, descriptors and the native thread of one stream, and how they end."""
-
-    def __init__(self, waits: Waits, pipe_bytes: int) -> None:
-        self._waits = waits
-        self._pipe_bytes = pipe_bytes
-        self._ours: set[int] = set()
-        self._processes: list[Process] = []
-        self._beside: Running | None = None
-        self._coded: int | None = None
-
-    def pipe(self) -> tuple[int, int]:
-        """Make a pipe; both ends are closed with the chain unless released."""
-        reader, writer = os.pipe()
-        self._ours |= {reader, writer}
-        process.set_pipe_size(writer, self._pipe_bytes)
-        return reader, writer
-
-    def pipe_out(self) -> int:
-        """Make the pipe that we read coded bytes from; return the end for the last process."""
-        self._coded, writer = self.pipe()
-        self._waits.own(self._coded)
-        return writer
-
-    def release(self, fd: int) -> int:
-        """Hand a descriptor over; the chain no longer closes it."""
-        self._ours.discard(fd)
-        return fd
-
-    def start(self, commands: list[tuple[Stage, tuple[str, ...]]], stdin: int, stdout: int) -> int:
-        """Start the programs, each reading from the one before; return our end of the last pipe."""
-        source = stdin
-        for position, (_, argv) in enumerate(commands):
-            last = position == len(commands) - 1
-            reader, writer = (-1, stdout) if last else self.pipe()
-            started = process.start(argv, source, writer)
-            self._waits.watch(started)
-            self._processes.append(started)
-            for used in (source, writer):
-                if used in self._ours:
-                    os.close(self.release(used))
-            source = reader
-        return self._coded if self._coded is not None else -1
-
-    def start_decoding(self, commands: list[tuple[Stage, tuple[str, ...]]], stdout: int) -> int:
-        """Start the programs on a new pipe and return the end we feed; with no program, ``stdout`` itself."""
-        if not commands:
-            self._waits.own(stdout)
-            return stdout
-        source, sink = self.pipe()
-        self._waits.own(sink)
-        self.start(commands, source, stdout)
-        return sink
-
-    def beside(self, work: Callable[[io.RawIOBase], None], fd: int, mode: str) -> Running:
-        """Run the raw side in a native thread, which closes its descriptor itself."""
-        stream = io.FileIO(self.release(fd), mode)
-
-        def run() -> None:
-            with stream:
-                work(stream)
-
-        self._beside = self._waits.start(run)
-        return self._beside
-
-    def feed(self, sink: int, chunks: Iterator[bytes]) -> None:
-        """Write all chunks and close; a reader that went away is judged later, by its status."""
-        try:
-            for chunk in chunks:
-                self._waits.write(sink, chunk)
-        except BrokenPipeError:
-            pass
-        if sink in self._ours:
-            os.close(self.release(sink))
-
-    def finish(self, key: str = "", abandoned: WaleError | None = None) -> None:
-        """Reap every process; raise what the first bad status means, passing over those that only lost their reader."""
-        worst: WaleError | None = None
-        cut_off: WaleError | None = None
-        while self._processes:
-            one = self._processes[0]
-            status = self._waits.reap(one)
-            del self._processes[0]  # only now: when a signal ends the wait, cancel() must know the process
-            said = process.stderr_text(one)
-            os.close(one.stderr)
-            if status == -signal.SIGPIPE or "Broken pipe" in said:
-                cut_off = cut_off or _explained(one.name, status, said, key)
-            elif status != 0:
-                worst = worst or _explained(one.name, status, said, key)
-        if abandoned is None:
-            worst = worst or cut_off
-        if worst is not None:
-            raise worst
-
-    def cancel(self) -> None:
-        """End what still runs: close our ends, kill the processes, join the thread, reap."""
-        for fd in self._ours:
-            os.close(fd)
-        self._ours.clear()
-        for one in self._processes:
-            try:
-                os.kill(one.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        if self._beside is not None:
-            self._beside.join()
-        for one in self._processes:
-            try:
-                self._waits.reap(one)
-            except ChildProcessError:
-                pass  # the signal that brought us here came when finish() had just reaped it
-            os.close(one.stderr)
-        self._processes = []
-
-
-def _explained(name: str, status: int, said: str, key: str) -> WaleError:
-    """Translate a codec's bad ending; ``key`` is given when it was decoding."""
-    how = f"{name} was ended by signal {-status}" if status < 0 else f"{name} ended with status {status}"
-    words = "" if not said or "Inappropriate ioctl" in said else f" and said: {said}"
-    if "No space left" in said or "File too large" in said or status == -signal.SIGXFSZ:
-        return DiskFull("no space left for decoded data", f"{how}{words}.", "Free some space, or raise the limit on the size of files, and run it again.")
-    if status < 0:
-        return CodecFailed(f"{name} was killed", f"{how}{words}.", "See whether the machine ran out of memory (dmesg), then run it again.")
-    if "No public key" in said or "unusable public key" in said:
-        return ConfigurationError("gpg cannot encrypt for this key", f"{how}{words}.", "Import the public key that WALE_GPG_KEY_ID names for this user.")
-    if "No secret key" in said:
-        return ConfigurationError(f"{key} is encrypted for another key", f"{how}{words}.", "Import the secret key of the recipient for this user.")
-    if not key:
-        return CodecFailed(f"{name} failed", f"{how}{words}.")
-    return DamageError(
-        f"{key} cannot be decoded",
-        f"{how}{words or ', as it does when data is missing or changed'}.",
-        "The object was damaged or cut after it was stored; use another backup, or another copy of the store.",
-    )
+def _copy(source: int, destination: int) -> None:
+    offset = 0
+    while copied := os.sendfile(destination, source, offset, CHUNK_BYTES):
+        offset += copied

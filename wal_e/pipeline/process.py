@@ -16,7 +16,7 @@ from wal_e.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Protocol, TypeVar
 
     T = TypeVar("T")
@@ -53,6 +53,12 @@ if TYPE_CHECKING:
         def offload(self, call: Callable[[], T]) -> T:
             """Run one blocking call so that nothing else stands still."""
 
+        def run(self, work: Callable[[str], object], items: Iterable[str]) -> Iterator[Ended]:
+            """Work on items in as many lanes as there are; yield what became of each, in the order in which they end.
+
+            Items are taken as lanes get free. Closing the iterator ends the lanes; each cleans up.
+            """
+
 
 class Process(NamedTuple):
     """A started program: its name, its process id and a memory file with its stderr."""
@@ -60,6 +66,13 @@ class Process(NamedTuple):
     name: str
     pid: int
     stderr: int
+
+
+class Ended(NamedTuple):
+    """What became of the work on one item: nothing, or the error that it raised."""
+
+    item: str
+    error: Exception | None
 
 
 _CLOSED_SIGNALS = (13, 25)  # SIGPIPE, SIGXFSZ: Python ignores them, programs must not inherit that
@@ -133,6 +146,16 @@ class Blocking:
     def offload(self, call: Callable[[], T]) -> T:
         """Call it."""
         return call()
+
+    def run(self, work: Callable[[str], object], items: Iterable[str]) -> Iterator[Ended]:
+        """Work on one item after the other."""
+        for item in items:
+            try:
+                work(item)
+            except Exception as error:
+                yield Ended(item, error)
+            else:
+                yield Ended(item, None)
 
 
 class _Thread:

@@ -11,10 +11,18 @@ import os
 
 from wal_e.errors import local_error
 from wal_e.postgres.wal import wal_kind
+from wal_e.record import NamedTuple
 
 _STATUS_DIRECTORY = "archive_status"
 _READY = ".ready"
 _DONE = ".done"
+
+
+class Marked(NamedTuple):
+    """The status of a file, "ready" or "done", and when the file was finished, in seconds since the epoch: the server makes ``.ready`` then."""
+
+    state: str
+    since_s: float
 
 
 def ready_names(pg_wal: str) -> list[str]:
@@ -44,13 +52,44 @@ def waiting_since(pg_wal: str, name: str) -> float | None:
         return None
 
 
+def statuses(pg_wal: str) -> dict[str, Marked]:
+    """All WAL files that have a status, by name, whether or not the file itself is there; without the directory none.
+
+    Raises: LocalFileError.
+    """
+    directory = os.path.join(pg_wal, _STATUS_DIRECTORY)
+    found: dict[str, Marked] = {}
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                name, dot, state = entry.name.rpartition(".")
+                if dot + state in (_READY, _DONE) and wal_kind(name) and not (name in found and state == "done"):
+                    since_s = _modified(entry)
+                    if since_s is not None:
+                        found[name] = Marked(state, since_s)
+    except FileNotFoundError:
+        return found
+    except OSError as error:
+        raise local_error(error, f"reading {directory}") from error
+    return found
+
+
+def _modified(entry: os.DirEntry[str]) -> float | None:
+    try:
+        return entry.stat().st_mtime
+    except FileNotFoundError:
+        return None  # the server renamed or removed it meanwhile
+
+
 def is_done(pg_wal: str, name: str) -> bool:
     """Whether the server takes this file for archived."""
     return os.path.exists(os.path.join(pg_wal, _STATUS_DIRECTORY, name + _DONE))
 
 
 def mark_done(pg_wal: str, name: str) -> None:
-    """Tell the server that this file is archived, durably; nothing to do if it no longer waits.
+    """Tell the server that this file is archived; nothing to do if it no longer waits.
+
+    Should a crash of the machine undo it, the server asks once more and hears that the file is stored.
 
     Raises: LocalFileError.
     """
@@ -58,16 +97,7 @@ def mark_done(pg_wal: str, name: str) -> None:
     ready = os.path.join(directory, name + _READY)
     try:
         os.rename(ready, os.path.join(directory, name + _DONE))
-        _fsync_directory(directory)
     except FileNotFoundError:
         pass  # the server was faster
     except OSError as error:
         raise local_error(error, f"renaming {ready}") from error
-
-
-def _fsync_directory(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
