@@ -17,8 +17,8 @@ def archive():
     return open_memory(MemoryStore())
 
 
-def open_memory(store):
-    waits = Blocking()
+def open_memory(store, waits=None):
+    waits = waits or Blocking()
     once = Policy(1, 1)
     return Archive(store, Pipeline(waits), waits, once, once)
 

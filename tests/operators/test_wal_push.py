@@ -9,6 +9,9 @@ from wal_e.archive import layout
 from wal_e.blobstore.memory import MemoryStore
 from wal_e.errors import DamageError, LocalFileError, StoreUnavailable, WalConflict, WalRefused, WrongCluster
 from wal_e.operators.wal_push import neighbours, push, push_with_neighbours
+from wal_e.pipeline import process
+from wal_e.pipeline.process import Blocking
+from wal_e.pipeline.side_by_side import SideBySide
 
 SEG = "000000010000000000000003"
 NEXT = "000000010000000000000004"
@@ -217,3 +220,88 @@ def test_wal_of_a_timeline_stays_back_when_its_history_is_refused(data_directory
     second = "000000020000000000000003"
     assert pushed_in_order(ready, store, [SEG, second, NEXT, "00000002.history"]) == ["00000002.history", SEG, NEXT]
     assert status_of(data_directory, second) == ["ready"]
+
+
+class TestTwoServersOnOneTimeline:
+    """The store has the first segment from another server than ours."""
+
+    THIRD = "000000010000000000000005"
+
+    @pytest.fixture
+    def store(self, segment, archive):
+        push(archive, segment(SEG, fill="zero"))
+        os.unlink(segment(SEG))
+        return archive.store
+
+    def test_a_refused_segment_keeps_all_later_ones_of_its_timeline_out(self, archive, store, data_directory, ready):
+        before = keys(archive)
+        paths = [ready(SEG), ready(NEXT), ready(self.THIRD)]
+        with pytest.raises(WalConflict, match=SEG):
+            push_with_neighbours(archive, paths[0], paths[1:])
+        assert keys(archive) == before
+        assert status_of(data_directory, NEXT) == ["ready"]
+
+    def test_a_later_segment_is_refused_with_the_earlier_one(self, archive, store, ready):
+        before = keys(archive)
+        paths = [ready(SEG), ready(NEXT)]
+        with pytest.raises(WalConflict, match=SEG):
+            push_with_neighbours(archive, paths[1], paths[:1])
+        assert keys(archive) == before
+
+    def test_other_timelines_go_on(self, archive, store, data_directory, ready):
+        other = "000000020000000000000009"
+        paths = [ready(other), ready(SEG), ready(NEXT)]
+        push_with_neighbours(archive, paths[0], paths[1:])
+        assert layout.wal_key(other, ".lzo") in keys(archive)
+        assert layout.wal_key(NEXT, ".lzo") not in keys(archive)
+
+
+class Slow(MemoryStore):
+    """Takes its time over the first segment, while other lanes go on; counts how often it is asked for one."""
+
+    def __init__(self, waits):
+        super().__init__()
+        self.waits = waits
+        self.looked_up = []
+
+    def create(self, key, chunks):
+        if SEG in key:
+            started = process.start(("sleep", "0.3"), 0, 1)
+            os.close(started.stderr)
+            self.waits.reap(started)
+        return super().create(key, chunks)
+
+    def stat(self, key):
+        self.looked_up.append(key)
+        return super().stat(key)
+
+
+def test_no_later_segment_is_begun_before_it_is_known_whose_the_first_is(data_directory, ready, segment):
+    from fix_memory import open_memory
+
+    waits = SideBySide(3)
+    archive = open_memory(Slow(waits), waits)
+    push(archive, segment(SEG, fill="zero"))
+    os.unlink(segment(SEG))
+    paths = [ready(SEG), ready(NEXT)]
+    with pytest.raises(WalConflict):
+        push_with_neighbours(archive, paths[0], paths[1:])
+    assert layout.wal_key(NEXT, ".lzo") not in keys(archive)
+
+
+def test_only_the_first_segment_of_a_batch_is_looked_up(ready):
+    from fix_memory import open_memory
+
+    store = Slow(Blocking())
+    paths = [ready(f"00000001000000000000000{number}") for number in range(4, 8)]
+    push_with_neighbours(open_memory(store), paths[0], paths[1:])
+    assert store.looked_up == [layout.wal_key("000000010000000000000004", ".lzo")]
+
+
+def test_segments_that_are_stored_already_are_passed_one_after_the_other(archive, data_directory, ready):
+    paths = [ready(f"00000001000000000000000{number}") for number in range(3, 8)]
+    push(archive, paths[0])
+    push(archive, paths[1])
+    push_with_neighbours(archive, paths[0], paths[1:])
+    assert [stored(archive, os.path.basename(path)) for path in paths] == [build_wal.build_segment(os.path.basename(path)) for path in paths]
+    assert status_of(data_directory, NEXT) == ["done"]

@@ -8,7 +8,7 @@ from wal_e.archive import layout
 from wal_e.archive.identity import LEGACY_SUFFIXES, Identity, claim_identity, read_identity
 from wal_e.blobstore.registry import open_store
 from wal_e.blobstore.wrappers import Metered
-from wal_e.errors import local_error
+from wal_e.errors import BlobNotFound, local_error
 from wal_e.pipeline.pipeline import WAL_PIPE_BYTES, Pipeline
 from wal_e.retry import Policy
 
@@ -76,6 +76,16 @@ class Archive:
     def holds_wal(self) -> bool:
         """Whether any WAL was ever pushed here; a prefix of the original WAL-E has no identity to tell it."""
         return self._identity is not None or any(True for _ in self.store.list(layout.WAL))
+
+    def has_wal(self, name: str) -> bool:
+        """Whether a WAL file is stored, under any suffix that WAL may have here."""
+        for suffix in self.wal_suffixes():
+            try:
+                self.store.stat(layout.wal_key(name, suffix))
+            except BlobNotFound:
+                continue
+            return True
+        return False
 
     def wal_suffixes(self) -> tuple[str, ...]:
         """The suffixes that WAL may have under this prefix."""

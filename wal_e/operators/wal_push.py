@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 
 from wal_e.archive import layout
-from wal_e.errors import BlobExists, BlobNotFound, DamageError, LocalFileError, WalConflict, WaleError, WalRefused, local_error
+from wal_e.errors import BlobExists, BlobNotFound, DamageError, LocalFileError, StoreError, WalConflict, WaleError, WalRefused, local_error
 from wal_e.log import Logger
+from wal_e.pipeline.process import Blocking
 from wal_e.postgres import archive_status
 from wal_e.postgres.wal import wal_kind
 from wal_e.postgres.wal_file import inspect
@@ -141,42 +142,80 @@ def _same_content(one: int, other: int) -> bool:
 def push_with_neighbours(archive: Archive, path: str, others: list[str]) -> None:
     """Store the named file and, beside it, others that are ready; only the named one decides.
 
-    An other that is stored is marked done; one that is not stays ready, for PostgreSQL to ask. History files go
-    first: a timeline's WAL is not pushed ahead of the file that says where it comes from. Others are tried
+    An other that is stored is marked done; one that is not stays ready, for PostgreSQL to ask. Others are tried
     once, and when the store goes away no more of them are taken.
     """
-    histories, files = [path] if _is_history(path) else [], [] if _is_history(path) else [path]
-    for one in others:
-        (histories if _is_history(one) else files).append(one)
-    missing: set[str] = set()  # timelines, as in names
-    stop = False
+    batch = _Batch(archive, path)
+    groups: dict[str, list[str]] = {}
+    for one in sorted([path, *others], key=lambda one: os.path.basename(one)):
+        groups.setdefault("" if _is_history(one) else _timeline(one), []).append(one)
+    for _, paths in sorted(groups.items()):
+        batch.push(paths)
 
-    def push_one(one: str) -> None:
-        push(archive, one, None if one == path else ONCE)
 
-    def wanted(paths: list[str]) -> Iterator[str]:
+class _Batch:
+    """Pushes history files, then one timeline after the other, each in order.
+
+    A timeline's WAL does not go ahead of the file that says where it comes from. And its segments go up side by side
+    only while the store has none of them: of two servers that write the same timeline, one is refused at its first
+    segment, and its later ones must not have taken the places of the other's.
+    """
+
+    def __init__(self, archive: Archive, path: str) -> None:
+        self._archive = archive
+        self._path = path
+        self._is_away = False
+        self._blocked: dict[str, WaleError] = {}  # by timeline
+
+    def push(self, paths: list[str]) -> None:
+        """Push files of one timeline, or history files. Raises: what the named file meets."""
+        for item, error in self._archive.waits.run(self._push, self._wanted(paths)):
+            self._note(item, error)
+
+    def _wanted(self, paths: list[str]) -> Iterator[str]:
+        goes_alone = True
         for one in paths:
-            if one == path or not (stop or os.path.basename(one)[:8] in missing):
+            blocked = self._blocked.get(_timeline(one))
+            if one == self._path and isinstance(blocked, WalConflict):
+                raise blocked
+            if one != self._path and (blocked or self._is_away):
+                continue
+            if goes_alone and self._is_stored(one):
+                self._note(*next(Blocking().run(self._push, [one])))
+            else:
+                goes_alone = False
                 yield one
 
-    for group in (histories, files):
-        for item, error in archive.waits.run(push_one, wanted(group)):
-            if item == path:
-                if error is not None:
-                    raise error
-            elif error is None:
-                _mark_done(item)
-            elif isinstance(error, WaleError):
-                LOG.warning(f"{os.path.basename(item)} was not pushed yet: {error.message}", error.detail, action="push-wal")
-                stop = stop or error.transient
-                if group is histories:
-                    missing.add(os.path.basename(item)[:8])
-            else:
+    def _is_stored(self, one: str) -> bool:
+        try:
+            return self._archive.has_wal(os.path.basename(one))
+        except StoreError:
+            return False  # the push will meet the same trouble, and tell it
+
+    def _push(self, one: str) -> None:
+        push(self._archive, one, None if one == self._path else ONCE)
+
+    def _note(self, one: str, error: Exception | None) -> None:
+        if isinstance(error, WalConflict) or (isinstance(error, WaleError) and _is_history(one)):
+            self._blocked[_timeline(one)] = error
+        if one == self._path:
+            if error is not None:
                 raise error
+        elif error is None:
+            _mark_done(one)
+        elif isinstance(error, WaleError):
+            self._is_away = self._is_away or error.transient
+            LOG.warning(f"{os.path.basename(one)} was not pushed yet: {error.message}", error.detail, action="push-wal")
+        else:
+            raise error
 
 
 def _is_history(path: str) -> bool:
     return wal_kind(os.path.basename(path)) == "history"
+
+
+def _timeline(path: str) -> str:
+    return os.path.basename(path)[:8]
 
 
 def _mark_done(path: str) -> None:

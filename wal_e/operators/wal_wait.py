@@ -8,7 +8,7 @@ from itertools import groupby
 
 from wal_e.archive import layout
 from wal_e.archive.archive import Archive
-from wal_e.errors import ArchiveTimeout, BlobNotFound
+from wal_e.errors import ArchiveTimeout
 from wal_e.log import Logger
 from wal_e.progress import shown_seconds
 
@@ -41,7 +41,7 @@ def _keys(archive: Archive, name: str) -> Iterator[str]:
 
 def _wait_for_one(archive: Archive, name: str, deadline: float, timeout_s: float, archiver_failure: Callable[[], str | None]) -> None:
     pause_s, line_due = FIRST_PAUSE_S, time.monotonic() + LINE_EVERY_S
-    while not _is_stored(archive, name):
+    while not archive.has_wal(name):
         now = time.monotonic()
         if now >= deadline:
             raise ArchiveTimeout(
@@ -54,13 +54,3 @@ def _wait_for_one(archive: Archive, name: str, deadline: float, timeout_s: float
             line_due = now + LINE_EVERY_S
         time.sleep(min(pause_s, max(deadline - now, 0.001)))
         pause_s = min(pause_s * 2, LAST_PAUSE_S)
-
-
-def _is_stored(archive: Archive, name: str) -> bool:
-    for key in _keys(archive, name):
-        try:
-            archive.store.stat(key)
-        except BlobNotFound:
-            continue
-        return True
-    return False
