@@ -107,10 +107,19 @@ class Scratch:
         path.mkdir(mode=0o700, parents=True)
         return path
 
-    def run(self, *argv: str | Path, stdin: Path = Path(os.devnull), stdout: Path = Path(os.devnull), watch: Callable[[int], None] | None = None) -> None:
+    def run(
+        self,
+        *argv: str | Path,
+        stdin: Path = Path(os.devnull),
+        stdout: Path = Path(os.devnull),
+        cwd: Path | None = None,
+        environ: dict[str, str] | None = None,
+        watch: Callable[[int], None] | None = None,
+    ) -> None:
         """Run a program to its end, which must be a good one; ``watch`` is called with its process id meanwhile."""
         with stdin.open("rb") as source, stdout.open("wb") as sink, tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(argv, stdin=source, stdout=sink, stderr=errors, cwd=self.root, env=self.environ, process_group=0)
+            environ = {**self.environ, **(environ or {})}
+            process = subprocess.Popen(argv, stdin=source, stdout=sink, stderr=errors, cwd=cwd or self.root, env=environ, process_group=0)
             try:
                 if watch:
                     watch(process.pid)
@@ -123,6 +132,17 @@ class Scratch:
             if status != 0:
                 errors.seek(0)
                 sys.exit(f"{shlex.join(map(str, argv))} ended with {status}:\n{errors.read().decode(errors='replace')}")
+
+    @contextlib.contextmanager
+    def started(self, *argv: str | Path, cwd: Path, environ: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a program beside the block, and end it afterwards; its messages are in a file named after it."""
+        with (self.root / "started.log").open("ab") as log:
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=cwd, env={**self.environ, **environ}, process_group=0)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
 
     def output(self, *argv: str | Path) -> str:
         """Run a program and return what it says on stdout."""
@@ -237,7 +257,7 @@ class WalE:
 class PgBackRest:
     """pgBackRest on a local repository in the scratch directory: lz4, and an immediate checkpoint."""
 
-    def __init__(self, scratch: Scratch, server: Server, processes: int = 2) -> None:
+    def __init__(self, scratch: Scratch, server: Server, processes: int = 2, repository: dict[str, str] | None = None) -> None:
         self._scratch = scratch
         self.configuration = scratch.root / "pgbackrest.conf"
         self.spool = scratch.root / "spool"
@@ -245,6 +265,7 @@ class PgBackRest:
         paths = {"repo1-path": "repository", "spool-path": "spool", "lock-path": "lock", "log-path": "log"}
         options = {name: str(scratch.root / directory) for name, directory in paths.items()}
         options |= {"log-level-file": "off", "compress-type": "lz4", "process-max": str(processes), "start-fast": "y"}
+        options |= repository or {}
         stanza = {"pg1-path": str(server.data), "pg1-socket-path": str(scratch.root), "pg1-port": "5432", "pg1-user": "postgres"}
         sections = {"global": options, "main": stanza}
         lines = [line for title, rows in sections.items() for line in (f"[{title}]", *(f"{name}={value}" for name, value in rows.items()))]

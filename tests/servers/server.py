@@ -16,6 +16,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -77,11 +78,14 @@ def process(argv: list, log: Path, answers: Callable[[], bool]) -> Iterator[subp
         _stop(child)
 
 
-def answers_http(port: int, path: str = "/") -> Callable[[], bool]:
+def answers_http(port: int, path: str = "/", tls: ssl.SSLContext | None = None) -> Callable[[], bool]:
     """A question for ``process``: whether this port answers an HTTP request, be it with an error."""
 
     def ask() -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        host, timeout_s = "127.0.0.1", 5
+        connection = (
+            http.client.HTTPSConnection(host, port, timeout=timeout_s, context=tls) if tls else http.client.HTTPConnection(host, port, timeout=timeout_s)
+        )
         try:
             connection.request("GET", path)
             return connection.getresponse().status < 600

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,18 +36,19 @@ class Endpoint(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(directory: Path) -> Iterator[Endpoint]:
-    """Run versitygw, with its data and its log in ``directory``."""
+def running(directory: Path, tls: tuple[Path, Path] | None = None) -> Iterator[Endpoint]:
+    """Run versitygw, with its data and its log in ``directory``; with a certificate and its key, it speaks TLS."""
     place = server.require("versitygw", "s3")
     places = {name: directory / "versity" / name for name in ("data", "meta", "accounts")}
     for each in places.values():
         each.mkdir(parents=True)
     port = server.free_port()
-    endpoint = Endpoint(f"http://127.0.0.1:{port}", port, place / "bin/versitygw")
+    endpoint = Endpoint(f"{'https' if tls else 'http'}://127.0.0.1:{port}", port, place / "bin/versitygw")
     keys = ["--access", endpoint.access_key, "--secret", endpoint.secret_key]
     argv = [endpoint.program, "--port", f"127.0.0.1:{port}", *keys, "--iam-dir", places["accounts"], "--keep-alive", "--quiet"]
+    argv += ["--cert", tls[0], "--key", tls[1]] if tls else []
     argv += ["posix", *_metadata(places["meta"]), places["data"]]
-    with server.process(argv, directory / "versity.log", server.answers_http(port)):
+    with server.process(argv, directory / "versity.log", server.answers_http(port, tls=tls and ssl.create_default_context(cafile=tls[0]))):
         yield endpoint
 
 
