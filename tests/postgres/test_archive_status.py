@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
 from wal_e.errors import DiskFull, LocalFileError
-from wal_e.postgres.archive_status import mark_done, ready_names
+from wal_e.postgres.archive_status import Marked, mark_done, ready_names, statuses
 
 ONE, TWO, THREE = (f"00000001000000000000000{digit}" for digit in "9AF")
 
@@ -83,18 +82,6 @@ def test_marking_what_no_longer_waits_changes_nothing(pg_wal):
     assert status_files(pg_wal) == [ONE + ".done"]
 
 
-def test_marking_is_durable(pg_wal, monkeypatch):
-    add(pg_wal, ONE)
-    synced = []
-
-    def fsync(descriptor):
-        synced.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), status_files(pg_wal)))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    mark_done(str(pg_wal), ONE)
-    assert synced == [(str(pg_wal / "archive_status"), [ONE + ".done"])]
-
-
 def test_marking_leaves_no_descriptor_open(pg_wal):
     add(pg_wal, ONE)
     before = os.listdir("/proc/self/fd")
@@ -114,3 +101,22 @@ def test_a_refused_rename_names_the_file(pg_wal, monkeypatch, number, error, wor
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(error, match=f"{words} .*/archive_status/{ONE}.ready"):
         mark_done(str(pg_wal), ONE)
+
+
+def test_each_file_has_one_status_and_waiting_wins(pg_wal):
+    add(pg_wal, ONE, "00000002.history")
+    add(pg_wal, ONE, TWO, status=".done")
+    add(pg_wal, "rubbish", status=".done")
+    (pg_wal / "archive_status" / (TWO + ".done.tmp")).touch()
+    (pg_wal / TWO).unlink()
+    os.utime(pg_wal / "archive_status" / (TWO + ".done"), (1000, 1000))
+    found = statuses(str(pg_wal))
+    assert {name: marked.state for name, marked in found.items()} == {ONE: "ready", TWO: "done", "00000002.history": "ready"}
+    assert found[TWO] == Marked("done", 1000.0)
+
+
+def test_without_the_directory_no_file_has_a_status(tmp_path):
+    assert statuses(str(tmp_path)) == {}
+    (tmp_path / "archive_status").touch()
+    with pytest.raises(LocalFileError):
+        statuses(str(tmp_path))

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import threading
 
 import psycopg
 import pytest
-from fix_postgres import give_to_server_user, wait_until
+from fix_postgres import bindir, give_to_server_user, wait_until
 
 from wal_e.errors import BackupInterrupted, ServerRefused, ServerUnavailable, WrongCluster
-from wal_e.postgres import sql
+from wal_e.postgres import connection, sql
 from wal_e.postgres.cluster import Cluster
 from wal_e.postgres.wal import Lsn
 
@@ -113,18 +114,18 @@ def test_a_server_without_sockets_is_reached_where_it_listens(make_server):
     lines = ["", "/nowhere", "1700000000", str(server.port), "", "*"]
     for listen, expected in {"*": "localhost", "0.0.0.0": "127.0.0.1", "::": "::1", "db1": "db1"}.items():
         (server.data / "postmaster.pid").write_text("\n".join([str(os.getpid()), *lines[1:5], listen, ""]))
-        parameters = sql._parameters(Cluster.open(str(server.data)), {})
+        parameters = connection.parameters({}, Cluster.open(str(server.data)))
         assert (parameters["host"], parameters["port"]) == (expected, server.port)
 
 
 def test_a_connection_over_tcp_keeps_itself_alive(server):
-    parameters = sql._parameters(Cluster.open(str(server.data)), {})
+    parameters = connection.parameters({}, Cluster.open(str(server.data)))
     assert {name: parameters[name] for name in ("keepalives", "keepalives_idle", "connect_timeout")} == {
         "keepalives": 1,
         "keepalives_idle": 30,
         "connect_timeout": 10,
     }
-    assert sql._parameters(Cluster.open(str(server.data)), {"PGCONNECT_TIMEOUT": "3"})["connect_timeout"] == "3"
+    assert connection.parameters({"PGCONNECT_TIMEOUT": "3"}, Cluster.open(str(server.data)))["connect_timeout"] == "3"
 
 
 def test_without_a_server_and_without_pghost_nothing_else_is_tried(make_server):
@@ -261,8 +262,8 @@ def test_a_promotion_during_the_backup_interrupts_it(standby):
 
 def test_a_version_before_10_is_refused():
     with pytest.raises(ServerRefused, match=r"PostgreSQL 9\.6 is not supported .* 10 to 18"):
-        sql._check_version(90624)
-    sql._check_version(100000)
+        connection.check_version(90624)
+    connection.check_version(100000)
 
 
 @pytest.mark.parametrize("checkpoint", ["spread", "fast"])
@@ -414,6 +415,21 @@ def test_the_settings_for_archiving_are_read(make_server):
     server.start()
     with connected(server) as session:
         assert session.archiving() == ("on", "cp '%p' \"/x/%f\" # \\ 'q'", "")
+
+
+def test_a_receiver_with_a_slot_is_seen_while_it_receives(server):
+    directory = server.make_directory("received")
+    with connected(server) as session:
+        assert not session.is_received()
+        server.run([bindir() / "pg_receivewal", "-D", str(directory), "--slot=s", "--create-slot"])
+        assert not session.is_received()
+        receiver = subprocess.Popen([bindir() / "pg_receivewal", "-D", directory, "--slot=s"], env={**os.environ, **server.env})
+        try:
+            wait_until(session.is_received, "a receiver")
+        finally:
+            receiver.terminate()
+            receiver.wait()
+        wait_until(lambda: not session.is_received(), "its end")
 
 
 def test_with_archiving_off_there_is_no_command(server):

@@ -111,12 +111,14 @@ class OnlineWindow:
 
     def _require_archiving(self) -> None:
         archiving = self._session.archiving()
-        if self._session.in_recovery or (archiving.mode != "off" and (archiving.command or archiving.library)):
+        is_archived = archiving.mode != "off" and (archiving.command or archiving.library)
+        if self._session.in_recovery or is_archived or self._session.is_received():
             return
         raise ServerRefused(
             "the server does not archive its WAL",
-            f"archive_mode is {archiving.mode} and archive_command is {archiving.command or 'empty'}; a base backup is worth nothing without its WAL.",
-            "Set archive_mode = on and archive_command = 'wal-e wal-push %p' (archive_mode needs a restart), then push again.",
+            f"archive_mode is {archiving.mode}, archive_command is {archiving.command or 'empty'}, and nobody receives from a replication slot; "
+            "a base backup is worth nothing without its WAL.",
+            "Set archive_mode = on and archive_command = 'wal-e wal-push %p' (archive_mode needs a restart), or run wal-e wal-receive; then push again.",
         )
 
 

@@ -1,4 +1,4 @@
-"""The session with PostgreSQL: the one door to psycopg.
+"""The session of a backup with PostgreSQL.
 
 A backup lives and dies with its session, so the session is protected against every timeout
 the server knows, and whatever ends it is told as one error. psycopg's errors are translated
@@ -8,14 +8,21 @@ here, in one place.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 
 import psycopg
 
-from wal_e import log
-from wal_e.errors import BackupInterrupted, ServerRefused, ServerUnavailable, WrongCluster
-from wal_e.postgres.cluster import NEWEST_MAJOR, OLDEST_MAJOR
+from wal_e.errors import BackupInterrupted, ServerRefused, WrongCluster
+from wal_e.postgres.connection import (
+    ARCHIVING_QUERY,
+    INSUFFICIENT_PRIVILEGE,
+    PASSING,
+    WHERE_HINT,
+    ArchivingSettings,
+    archiving_settings,
+    connection_to,
+    said,
+)
 from wal_e.postgres.control import read_control
 from wal_e.postgres.wal import Lsn
 from wal_e.record import NamedTuple
@@ -29,24 +36,11 @@ if TYPE_CHECKING:
     from wal_e.errors import WaleError
     from wal_e.postgres.cluster import Cluster
 
-_CONNECT_TIMEOUT_S = 10
-_KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}  # s, s, and ms
-
 _IN_PRODUCTION = 6  # DB_IN_PRODUCTION in catalog/pg_control.h
 _LOOKS = 5  # a checkpoint or a promotion may come between two looks at pg_control
 _LOOK_PAUSE_S = 0.1
 
-_PASSING = ("08", "53", "57")  # SQLSTATE classes: connection, resources, operator intervention
-_INSUFFICIENT_PRIVILEGE = "42501"
 _NOT_IN_PREREQUISITE_STATE = "55000"  # when stopping: promoted meanwhile, or full_page_writes was off
-
-
-class ArchivingSettings(NamedTuple):
-    """How the server archives: mode is "off", "on" or "always"; empty strings for what is not set."""
-
-    mode: str
-    command: str
-    library: str
 
 
 class StoppedBackup(NamedTuple):
@@ -65,13 +59,8 @@ def connect(cluster: Cluster, environ: Mapping[str, str], *, sleep: Callable[[fl
 
     Raises: ServerUnavailable; WrongCluster when the server is not the one of the directory; ServerRefused.
     """
-    log.hide(environ.get("PGPASSWORD", ""))
+    connection = connection_to(environ, cluster)
     try:
-        connection = psycopg.connect(autocommit=True, prepare_threshold=None, **_parameters(cluster, environ))
-    except psycopg.Error as error:
-        raise ServerUnavailable("cannot connect to PostgreSQL", _said(error), _connect_hint(error)) from error
-    try:
-        _check_version(connection.info.server_version)
         session = Session(connection, cluster)
         session._prepare()
         session._check_cluster(sleep)
@@ -105,9 +94,14 @@ class Session:
 
     def archiving(self) -> ArchivingSettings:
         """Read how the server archives its WAL. Raises: BackupInterrupted, ServerRefused."""
-        query = "SELECT current_setting('archive_mode'), current_setting('archive_command'), coalesce(current_setting('archive_library', true), '')"
-        [(mode, command, library)] = self._rows("reading the settings for archiving", query)
-        return ArchivingSettings(mode, "" if mode == "off" else command, library)  # it shows "(disabled)" when the mode is off
+        [row] = self._rows("reading the settings for archiving", ARCHIVING_QUERY)
+        return archiving_settings(*row)
+
+    def is_received(self) -> bool:
+        """Ask whether somebody receives the WAL through a replication slot at this moment. Raises: BackupInterrupted, ServerRefused."""
+        query = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'physical' AND active)"
+        [(is_received,)] = self._rows("asking who receives its WAL", query)
+        return bool(is_received)
 
     def role(self) -> str:
         """Ask what the server is now: "primary" or "standby". Raises: BackupInterrupted, ServerRefused."""
@@ -178,7 +172,7 @@ class Session:
                 raise WrongCluster(
                     "the server and the data directory belong to different clusters",
                     f"The server has system identifier {identifier}, {self._cluster.path} has {here.system_identifier}.",
-                    _WHERE_HINT,
+                    WHERE_HINT,
                 )
             if (Lsn.parse(redo), timeline, in_recovery) == (here.redo, here.timeline, here.state != _IN_PRODUCTION):
                 return
@@ -187,7 +181,7 @@ class Session:
             f"Both have system identifier {identifier}, but the server's last checkpoint is {redo} on timeline {timeline} and it is "
             f"{'in recovery' if in_recovery else 'in production'}, while {self._cluster.path} has {here.redo} on timeline {here.timeline} and is "
             f"{here.state_words}: one is a standby or a copy of the other.",
-            _WHERE_HINT,
+            WHERE_HINT,
         )
 
     def _rows(self, doing: str, query: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
@@ -205,12 +199,12 @@ class Session:
         state = error.sqlstate or ""
         if self._connection.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC"):
             return BackupInterrupted(
-                f"the session with PostgreSQL was lost while {doing}", _said(error), "See the server's log for the reason, then run it again."
+                f"the session with PostgreSQL was lost while {doing}", said(error), "See the server's log for the reason, then run it again."
             )
-        if state.startswith(_PASSING) or (state == _NOT_IN_PREREQUISITE_STATE and doing == "stopping the backup"):
-            return BackupInterrupted(f"PostgreSQL gave up while {doing}", _said(error), error.diag.message_hint or "Run it again.")
-        hint = self._privilege_hint() if state == _INSUFFICIENT_PRIVILEGE else error.diag.message_hint or ""
-        return ServerRefused(f"PostgreSQL refused while {doing}", _said(error), hint)
+        if state.startswith(PASSING) or (state == _NOT_IN_PREREQUISITE_STATE and doing == "stopping the backup"):
+            return BackupInterrupted(f"PostgreSQL gave up while {doing}", said(error), error.diag.message_hint or "Run it again.")
+        hint = self._privilege_hint() if state == INSUFFICIENT_PRIVILEGE else error.diag.message_hint or ""
+        return ServerRefused(f"PostgreSQL refused while {doing}", said(error), hint)
 
     def _privilege_hint(self) -> str:
         functions = (
@@ -223,76 +217,3 @@ class Session:
             f'Connect as a superuser (PGUSER), or let one run, in database "{info.dbname}": GRANT EXECUTE ON FUNCTION {functions} TO "{info.user}"; '
             f'GRANT pg_read_all_settings TO "{info.user}";'
         )
-
-
-_WHERE_HINT = (
-    "Check PGHOST, PGPORT and PGSERVICE, and the directory on the command line. With none of the three set, the server is found through postmaster.pid."
-)
-
-
-def _parameters(cluster: Cluster, environ: Mapping[str, str]) -> dict[str, Any]:
-    """What to tell libpq beyond what it reads from the process's own environment."""
-    parameters: dict[str, Any] = {"client_encoding": "UTF8", "fallback_application_name": "wal-e", **_KEEPALIVES}
-    for option in psycopg.pq.Conninfo.get_defaults():
-        variable = (option.envvar or b"").decode()
-        if environ.get(variable) and environ[variable] != os.environ.get(variable):
-            parameters.setdefault(option.keyword.decode(), environ[variable])
-    if not environ.get("PGCONNECT_TIMEOUT"):
-        parameters["connect_timeout"] = _CONNECT_TIMEOUT_S
-    if environ.get("PGSERVICE"):
-        return parameters
-    if not environ.get("PGDATABASE"):
-        parameters["dbname"] = "postgres"
-    if not environ.get("PGHOST") and not environ.get("PGHOSTADDR"):
-        host, port = _local_address(cluster)
-        parameters["host"] = host
-        if not environ.get("PGPORT"):
-            parameters["port"] = port
-    return parameters
-
-
-def _local_address(cluster: Cluster) -> tuple[str, int]:
-    """Where the server of this directory listens: a directory of sockets or a host, and a port."""
-    postmaster = cluster.postmaster()
-    if postmaster is None:
-        raise ServerUnavailable(
-            f"no PostgreSQL server runs on {cluster.path}",
-            "Its postmaster.pid is absent or left over, and neither PGHOST nor PGSERVICE is set.",
-            "Start the server, or set PGHOST if it runs in another container. For a stopped cluster there is --while-offline.",
-        )
-    host = {"*": "localhost", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(postmaster.listen_address, postmaster.listen_address)
-    if postmaster.socket_directory:
-        host = postmaster.socket_directory
-        if not host.startswith("@"):  # those live in Linux's abstract namespace
-            host = os.path.join(cluster.path, host)
-    if not host or not postmaster.port:
-        raise ServerUnavailable(
-            "postmaster.pid does not say where the server listens",
-            f"Process {postmaster.pid} runs on {cluster.path}; it may be starting, or be a standalone backend.",
-            "Run it again when the server accepts connections, or set PGHOST and PGPORT.",
-        )
-    return host, postmaster.port
-
-
-def _check_version(version_num: int) -> None:
-    if version_num < OLDEST_MAJOR * 10000:
-        raise ServerRefused(
-            f"PostgreSQL {version_num // 10000}.{version_num // 100 % 100} is not supported",
-            f"wal-e works with {OLDEST_MAJOR} to {NEWEST_MAJOR}.",
-            "Use the old WAL-E for it, or upgrade the server.",
-        )
-
-
-def _said(error: psycopg.Error) -> str:
-    lines = (error.diag.message_primary or str(error), error.diag.message_detail or "")
-    text = " ".join(" ".join(lines).split()).rstrip(".")
-    return log.masked(f"The answer was: {text}." if text else "")
-
-
-def _connect_hint(error: psycopg.Error) -> str:
-    if error.pgconn is not None and error.pgconn.needs_password:
-        return "The server asks for a password: put it into ~/.pgpass, or set PGPASSWORD."
-    text = str(error)
-    if "authentication" in text or "pg_hba.conf" in text or 'role "' in text:
-        return "Check PGUSER, the password (~/.pgpass or PGPASSWORD) and pg_hba.conf. With peer authentication, run as the system user of that name."
-    return "Is the server running and accepting connections there? Check PGHOST, PGPORT and PGUSER."
