@@ -101,6 +101,9 @@ def test_what_is_no_wal_of_these_suffixes_is_not_taken_for_some(key):
 
 
 def test_history_files_are_wal():
+    assert layout.parse_wal_key(layout.streaming_key(f"{1:024X}", ".lzo"), [".lzo"]) == f"{1:024X}.streaming"
+    for name in ("00000002.history.streaming", f"{1:024X}.partial.streaming", f"{1:024X}.streaming.streaming"):
+        assert layout.parse_wal_key(f"wal_005/{name}.lzo", [".lzo"]) is None
     assert layout.parse_wal_key("wal_005/00000002.history.lzo", [".lzo"]) == "00000002.history"
 
 

@@ -406,6 +406,15 @@ def test_what_is_not_ours_stays_and_is_counted(store, archive, full):
     assert report.kept_unknown == 5
 
 
+def test_a_segment_that_was_being_received_goes_and_stays_as_its_segment_would(store, archive, full):
+    old, needed = (layout.streaming_key(f"0000000100000000000000{number:02X}", ".lzo") for number in (5, 40))
+    for key in (old, needed):
+        store.put(key, [b"1"])
+    run(archive, Retain(1))
+    assert old not in keys(store)
+    assert needed in keys(store)
+
+
 def test_the_wal_of_another_program_s_backup_stays(store, archive, full):
     store.put("basebackups_005/base_00000001000000000000000F_backup_stop_sentinel.json", [b"{}"])
     run(archive, Retain(1))
@@ -427,7 +436,7 @@ def test_nothing_to_do_is_done(store, archive):
 
 
 def test_everything_takes_all_of_the_layout_and_nothing_else(store, archive, full):
-    for key in ("basebackups_005/notes.txt", "basebackups_005/base_X/y", "wal_005/readme", "wal_0050/x", "other/wal_005/x", layout.IDENTITY):
+    for key in ("basebackups_005/notes.txt", "basebackups_005/base_X/y", "wal_005/readme", "wal_0050/x", "other/wal_005/x", layout.CHECKED, layout.IDENTITY):
         content = json.dumps({"system_identifiers": ["7"], "wal_suffixes": [".lzo"]}).encode()
         store.put(key, [content])
     store.changes.clear()
@@ -437,7 +446,7 @@ def test_everything_takes_all_of_the_layout_and_nothing_else(store, archive, ful
     assert keys(store) == ["other/wal_005/x", "wal_0050/x"]
     assert report.kept_unknown == 2
     assert store.changes[-1] == layout.IDENTITY
-    assert report.total.objects == 5 * 5 + 45 + 5 + 1 + 4
+    assert report.total.objects == 5 * 5 + 45 + 5 + 1 + 5
 
 
 def test_everything_keeps_the_wal_when_a_backup_stays(store, archive, full):

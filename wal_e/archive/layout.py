@@ -9,10 +9,11 @@
     wal_005/FILE.lzo                                              segments, .history, .backup, .partial
     wal_005/SEGMENT.streaming.lzo                                 the segment that wal-receive is receiving; replaced until SEGMENT is there
     identity_005.json                                             whose WAL this prefix holds
+    checked_005.json                                              which of its WAL was read and found good; replaced, and may be deleted
 
 NAME is ``base_SEGMENT_OFFSET``: the segment that holds the start of the backup (24 upper-case hex
 digits) and the byte offset in it, in decimal with at least eight digits. The layout is WAL-E's,
-except for the manifest and the identity, which the original passes over.
+except for the manifest, the identity and the checks, which the original passes over.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 BACKUPS = "basebackups_005/"
 WAL = "wal_005/"
 IDENTITY = "identity_005.json"
+CHECKED = "checked_005.json"
+OF_THE_PREFIX = (CHECKED, IDENTITY)
 
 STREAMING = ".streaming"
 _SENTINEL = "_backup_stop_sentinel.json"

@@ -47,13 +47,13 @@ def alarm(backlog: Backlog, limit: int) -> BacklogAlarm | None:
 def drop(pg_wal: str, keep: int) -> list[str]:
     """Mark the oldest waiting segments done although they are not stored, until ``keep`` files wait; return their names.
 
-    History files stay. Each file is an error in the log.
+    Files of histories and of backups are small and stay. Each dropped file is an error in the log.
 
     Raises: LocalFileError.
     """
     waiting = archive_status.ready_names(pg_wal)
     excess = max(len(waiting) - keep, 0)
-    dropped = [name for name in waiting if wal_kind(name) != "history"][:excess]
+    dropped = [name for name in waiting if wal_kind(name) in ("segment", "partial")][:excess]
     for name in dropped:
         archive_status.mark_done(pg_wal, name)
         LOG.error(

@@ -152,8 +152,9 @@ def delete_everything(archive: Archive, hand: Hand, now: datetime, age: timedelt
         report.others = report.others.plus(hand.erase(blob for blob in store.list(layout.BACKUPS) if _is_foreign(blob) and belongs(blob)))
     _erase_wal(archive, lambda _name, _blob: True, hand, report)
     hand.finish()
-    report.others = report.others.plus(hand.erase([blob for blob in store.list(layout.IDENTITY) if blob.key == layout.IDENTITY]))
-    report.kept_unknown = sum(not blob.key.startswith((layout.BACKUPS, layout.WAL)) and blob.key != layout.IDENTITY for blob in store.list())
+    for key in layout.OF_THE_PREFIX:
+        report.others = report.others.plus(hand.erase([blob for blob in store.list(key) if blob.key == key]))
+    report.kept_unknown = sum(not blob.key.startswith((layout.BACKUPS, layout.WAL)) and blob.key not in layout.OF_THE_PREFIX for blob in store.list())
     return report
 
 
