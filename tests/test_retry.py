@@ -185,3 +185,12 @@ def test_what_arrives_damaged_is_fetched_once_more_and_no_more(time):
     with pytest.raises(DamageError, match="failure 2"):
         once_more(call)
     assert call.calls == 2
+
+
+def test_nothing_is_waited_for_once_it_has_no_sense():
+    time, over = Time(), iter([False, False, True])
+    failing = Failing(time, 9)
+    with pytest.raises(StoreUnavailable):
+        retrying(failing, Policy(9, 100, is_over=lambda: next(over)), sleep=time.sleep, clock=time.clock, notice=time.notice)
+    assert failing.calls == 3
+    assert len(time.sleeps) == 2

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from wal_e.cli.fast import FastCommand
+    from wal_e.pipeline.process import Waits
     from wal_e.settings import Settings
 
 MAX_PUSH_STATUS = 125  # above it, the archiver process dies and pg_stat_archiver counts no failure
@@ -75,42 +76,58 @@ class _Known:
 
 
 def _run_fast(command: FastCommand, known: _Known) -> None:
+    if command.verb == "wal-fetch":
+        known.destination = command.positionals[1]
+        if command.number > 0 and _is_taken(command):
+            return
+
     from wal_e import log
     from wal_e.cli import run as wal
-    from wal_e.pipeline.process import Blocking
 
     settings = known.settings = wal.settings_of(command.options)
     log.configure(settings, "warning")
     if command.verb == "wal-push":
-        from wal_e.operators.wal_push import neighbours
-
-        others = neighbours(command.positionals[0], command.number)
-        if others and wal.is_in_files(settings):
-            from wal_e.pipeline.side_by_side import SideBySide
-
-            _end_main_on_signals()
-            wal.wal_push(settings, command.positionals[0], others, SideBySide(wal.push_lanes(settings)))
-        elif others:
-            _patch()
-            from wal_e.pipeline.lanes import Cooperative
-
-            _end_main_on_signals_under_gevent()
-            wal.wal_push(settings, command.positionals[0], others, Cooperative(wal.push_lanes(settings)))
-        else:
-            _end_main_on_signals()
-            wal.wal_push(settings, command.positionals[0], [], Blocking())
+        wanted = wal.Push(command.positionals[0], command.number, "--no-rename" in command.flags)
+        wal.wal_push(settings, wanted, lambda others: _many_lanes(settings, wal.push_lanes(settings)) if others else _one_lane())
     elif command.verb == "wal-fetch":
         name, destination = command.positionals
-        known.destination = destination
         if wal.promote(name, destination, command.number):
             wal.prefetch_after(settings, name, destination, command.number)
         else:
-            _end_main_on_signals()
-            wal.wal_fetch(settings, name, destination, command.number, Blocking())
+            wal.wal_fetch(settings, name, destination, command.number, _one_lane())
     else:
-        _end_main_on_signals()
         pg_wal, first = command.positionals
-        wal.wal_prefetch(settings, pg_wal, first, command.number, Blocking())
+        wal.wal_prefetch(settings, pg_wal, first, command.number, _many_lanes(settings, wal.fetch_lanes(command.number)))
+
+
+def _is_taken(command: FastCommand) -> bool:
+    """Take a segment that was prefetched; settings are not read for that, nor anything else."""
+    from wal_e.operators.prefetch_directory import take
+
+    return take(*command.positionals)
+
+
+def _one_lane() -> Waits:
+    from wal_e.pipeline.process import Blocking
+
+    _end_main_on_signals()
+    return Blocking()
+
+
+def _many_lanes(settings: Settings, lanes: int) -> Waits:
+    """How to wait with several files at once: only where a network is needed, gevent's price is paid."""
+    from wal_e.cli import run as wal
+
+    if wal.is_in_files(settings):
+        from wal_e.pipeline.side_by_side import SideBySide
+
+        _end_main_on_signals()
+        return SideBySide(lanes)
+    _patch()
+    from wal_e.pipeline.lanes import Cooperative
+
+    _end_main_on_signals_under_gevent()
+    return Cooperative(lanes)
 
 
 def _run_click(argv: list[str], known: _Known) -> int:

@@ -18,18 +18,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
+    from wal_e.settings import Settings
+
     T = TypeVar("T")
 
 _log = Logger(__name__)
 
 
+def _never() -> bool:
+    return False
+
+
 class Policy(NamedTuple):
-    """How often and for how long to try: attempts in all, seconds in all, bounds of one wait."""
+    """How often and for how long to try: attempts in all, seconds in all, bounds of one wait.
+
+    ``is_over`` is asked before each wait whether waiting has no sense any more.
+    """
 
     attempts: int
     deadline_s: float
     first_delay_s: float = 0.1
     max_delay_s: float = 20
+    is_over: Callable[[], bool] = _never
 
 
 class Effort(NamedTuple):
@@ -37,6 +47,11 @@ class Effort(NamedTuple):
 
     writes: Policy
     reads: Policy
+
+    @classmethod
+    def of(cls, settings: Settings) -> Effort:
+        """The effort that the settings ask for."""
+        return cls(Policy(settings.retries, settings.push_deadline_s), Policy(settings.retries, settings.fetch_deadline_s))
 
 
 HASTY = Effort(Policy(3, 10), Policy(3, 10))  # for tidying up after a failure or a signal, which must not hold up the end
@@ -79,7 +94,7 @@ def retrying(
     for is kept; after a stale connection the second attempt comes at once. ``jitter`` gives numbers
     from 0 to 1; ``notice`` is told the error and the seconds before each wait.
 
-    Raises: the last error, when it is not transient or the attempts or the deadline are used up.
+    Raises: the last error, when it is not transient, or the attempts or the deadline are used up, or waiting has no sense.
     """
     deadline = clock() + policy.deadline_s
     ceiling_s = min(policy.first_delay_s, policy.max_delay_s)
@@ -89,7 +104,7 @@ def retrying(
             return call()
         except WaleError as error:
             left_s = deadline - clock()
-            if not error.transient or attempt >= policy.attempts or left_s <= 0:
+            if not error.transient or attempt >= policy.attempts or left_s <= 0 or policy.is_over():
                 raise
             wanted_s = error.wait_s if isinstance(error, StoreUnavailable) else None
             if wanted_s is None or (wanted_s == 0 and attempt > 1):

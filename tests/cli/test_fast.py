@@ -11,6 +11,7 @@ from wal_e import __version__
 from wal_e.cli import fast
 from wal_e.cli import wal as click_wal
 from wal_e.cli.main import wal_e
+from wal_e.operators.archiver_station import Station
 from wal_e.operators.wal_prefetch import PrefetchDirectory
 
 TABLE = [
@@ -19,6 +20,8 @@ TABLE = [
     ["wal-push", "pg_wal/X", "-p4"],
     ["wal-push", "pg_wal/X", "--pool-size=4"],
     ["wal-push", "pg_wal/X", "--pool-size", "0"],
+    ["wal-push", "--no-rename", "pg_wal/X", "-p", "2"],
+    ["wal-push", "pg_wal/X", "--no-rename"],
     ["wal-fetch", "X", "pg_wal/RECOVERYXLOG"],
     ["wal-fetch", "X", "pg_wal/RECOVERYXLOG", "-p", "1"],
     ["wal-fetch", "-p", "1", "X", "pg_wal/RECOVERYXLOG"],
@@ -49,6 +52,9 @@ LEFT_TO_CLICK = [
     ["wal-push", "a", "--", "b"],
     ["wal-push", "a", "-px"],
     ["wal-push", "a", "--pool-size="],
+    ["wal-push", "a", "--drop-after", "3"],
+    ["wal-push", "--missing", "a"],
+    ["wal-fetch", "a", "b", "--no-rename"],
     ["--envdir"],
     ["--unknown", "wal-push", "a"],
     ["backup-list"],
@@ -72,7 +78,8 @@ def test_both_parsers_read_the_same(argv):
     verb, parameters, options = by_click(argv)
     number = parameters.pop("pool_size" if verb == "wal-push" else "prefetch")
     positional = [parameter.name for parameter in getattr(click_wal, verb.replace("-", "_")).params if isinstance(parameter, click.Argument)]
-    assert command == fast.FastCommand(verb, tuple(parameters[name] for name in positional), number, options)
+    flags = tuple(f"--{name.replace('_', '-')}" for name, value in parameters.items() if value is True)
+    assert command == fast.FastCommand(verb, tuple(parameters[name] for name in positional), number, options, flags)
 
 
 @pytest.mark.parametrize("argv", LEFT_TO_CLICK, ids=" ".join)
@@ -106,14 +113,14 @@ HEAVY = {
 HEAVY |= {"asyncio", "argparse", "inspect", "tempfile", "urllib", "http", "ssl", "socket", "threading", "contextlib", "hashlib", "pathlib", "shutil", "random"}
 
 
-def imported(tmp_path, *argv, env):
-    """Names of the top-level modules that a run of the launcher imported, beyond a bare interpreter."""
+def imported(tmp_path, *argv, env, whole=False):
+    """Names of the modules that a run of the launcher imported, beyond a bare interpreter: of the top level, unless they are wanted whole."""
     runner = f"import sys; before = set(sys.modules); sys.argv = ['wal-e', *{list(argv)!r}]\nfrom wal_e import __main__ as m\nstatus = m.run(sys.argv[1:])\n"
-    runner += "print(status, *sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    runner += "print(status, *sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", runner], capture_output=True, text=True, env=env, cwd=tmp_path)
     status, *names = done.stdout.split()
     assert status == "0", done.stderr
-    return set(names)
+    return set(names) if whole else {name.split(".")[0] for name in names}
 
 
 @pytest.fixture
@@ -121,6 +128,25 @@ def environ(tmp_path):
     (tmp_path / "store").mkdir()
     path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *sys.path])
     return {"PATH": os.environ["PATH"], "PYTHONPATH": path, "WALE_FILE_PREFIX": f"file://localhost{tmp_path}/store"}
+
+
+HAND_SHAKE = {
+    "wal_e", "wal_e.__main__", "wal_e.errors", "wal_e.cli", "wal_e.cli.fast", "wal_e.cli.run", "wal_e.record", "wal_e.settings", "wal_e.log", "wal_e.operators",
+    "wal_e.operators.handshake", "_socket", "_blake2", "__future__", "collections", "_collections", "keyword", "operator", "_operator", "reprlib", "itertools",
+}  # fmt: skip
+
+
+def test_a_hand_shake_imports_these_modules_and_no_others(environ, tmp_path, segment, data_directory):
+    def answer(request):
+        yield ("stored",)
+
+    path, station = segment("000000010000000000000003"), Station(str(data_directory / "pg_wal"), answer)
+    try:
+        names = imported(tmp_path, "wal-push", path, env=environ, whole=True)
+    finally:
+        station.close()
+    assert names <= HAND_SHAKE, names - HAND_SHAKE
+    assert {"wal_e.operators.handshake", "_socket"} <= names
 
 
 def test_a_push_of_one_segment_imports_next_to_nothing(environ, tmp_path, segment):
@@ -133,7 +159,7 @@ def test_a_prefetch_hit_imports_even_less(environ, tmp_path, segment, data_direc
     directory = PrefetchDirectory.beside(str(destination))
     directory.make()
     os.rename(segment("000000010000000000000003"), os.path.join(directory.ready, "000000010000000000000003"))
-    lock = directory.try_lock()  # as if the background process were running
+    lock = directory.lock()  # as if the background process were running
     try:
         names = imported(tmp_path, "wal-fetch", "000000010000000000000003", str(destination), env=environ)
     finally:

@@ -217,7 +217,7 @@ class TestWal:
         pg_wal = cluster / "pg_wal"
         gate = Gate(spoiled.server, 2)
         names = stored_wal(spoiled.store)
-        with Watched(spoiled.server, spoiled.store).started("wal-prefetch", str(pg_wal), names[0], env=gate.env) as prefetch:
+        with Watched(spoiled.server, spoiled.store).started("wal-prefetch", str(pg_wal), names[0], "-p", "2", env=gate.env) as prefetch:
             gate.wait(prefetch)
             dies(prefetch, signum)
         assert os.listdir(pg_wal / ".wal-e/prefetch/running") == []

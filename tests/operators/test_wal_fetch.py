@@ -1,4 +1,4 @@
-"""wal-fetch and prefetch against a memory store, with real lzop."""
+"""wal-fetch against a memory store, with real lzop."""
 
 import os
 
@@ -6,9 +6,8 @@ import build_wal
 import pytest
 
 from wal_e.archive import layout
-from wal_e.errors import BlobNotFound, DamageError, DiskFull, StoreForbidden, StoreUnavailable, ToolMissing, UsageError, WalRefused
+from wal_e.errors import BlobNotFound, DamageError, DiskFull, StoreForbidden, StoreUnavailable, ToolMissing, UsageError, WalRefused, WrongCluster
 from wal_e.operators.wal_fetch import exit_status, fetch
-from wal_e.operators.wal_prefetch import PrefetchDirectory, prefetch, promote
 from wal_e.operators.wal_push import push
 from wal_e.settings import Settings
 
@@ -58,6 +57,12 @@ def test_what_the_store_does_not_have_is_absent_and_leaves_nothing(filled, desti
 def test_an_empty_prefix_may_be_one_that_is_not_mounted_so_nothing_is_said_to_be_absent(archive, destination):
     with pytest.raises(StoreUnavailable, match="no WAL at all"):
         fetch(archive, SEG, str(destination))
+
+
+def test_what_another_clusters_prefix_does_not_have_is_not_absent(filled, data_directory, destination):
+    (data_directory / "global" / "pg_control").write_bytes(build_wal.build_control(system_identifier=5))
+    with pytest.raises(WrongCluster, match="another cluster"):
+        fetch(filled, "0000000100000000000000FF", str(destination))
 
 
 def test_a_prefix_of_the_original_has_no_identity_and_still_knows_absence(archive, destination):
@@ -139,60 +144,32 @@ def test_both_statuses_are_settings_and_broken_settings_do_not_matter(destinatio
     assert exit_status(DamageError("x"), str(destination), Settings({"WALE_FETCH_STATUS_FAILURE": "none"})) == 200
 
 
-def ready(destination):
-    return PrefetchDirectory.beside(str(destination)).segments()
+def test_one_request_brings_a_segment(filled, destination):
+    store = Counting(filled.store)
+    filled.store, filled._identity = store, None
+    fetch(filled, SEG, str(destination))
+    assert store.asked == [layout.wal_key(SEG, ".lzo")]
 
 
-def test_prefetch_stays_within_its_count_and_is_promoted_in_order(filled, destination, monkeypatch):
-    monkeypatch.setattr("wal_e.operators.wal_prefetch.IDLE_S", 0.05)
-    prefetch(filled, str(destination.parent), SEG, 3)
-    assert ready(destination) == NAMES[:3]
-    for name in NAMES[:3]:
-        assert promote(name, str(destination), 0)
-        assert destination.read_bytes() == build_wal.build_segment(name)
-    assert ready(destination) == []
-    assert not promote(NAMES[3], str(destination), 0)
+class Counting:
+    """Notes the keys that are read."""
+
+    def __init__(self, store):
+        self._store = store
+        self.asked = []
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def get(self, key, **options):
+        self.asked.append(key)
+        return self._store.get(key, **options)
 
 
-def test_prefetch_ends_where_the_archive_ends(filled, destination):
-    prefetch(filled, str(destination.parent), NAMES[-2], 8)
-    assert ready(destination) == NAMES[-2:]
-
-
-def test_older_segments_are_forgotten_when_one_is_promoted(filled, destination):
-    prefetch(filled, str(destination.parent), NAMES[0], 100)
-    assert promote(NAMES[4], str(destination), 0)
-    assert ready(destination) == NAMES[5:]
-
-
-@pytest.mark.parametrize("content", [b"", b"garbage", build_wal.build_segment(NAMES[1]), build_wal.build_segment(SEG, system_identifier=5)])
-def test_a_prefetched_file_that_is_not_the_segment_is_not_promoted(filled, destination, content):
-    directory = PrefetchDirectory.beside(str(destination))
-    directory.make()
-    with open(os.path.join(directory.ready, SEG), "wb") as stream:
-        stream.write(content)
-    assert not promote(SEG, str(destination), 0)
-    assert not destination.exists()
-    assert ready(destination) == []
-
-
-def test_a_stale_download_of_a_killed_process_delays_but_does_not_block(filled, destination):
-    directory = PrefetchDirectory.beside(str(destination))
-    directory.make()
-    os.mkdir(os.path.join(directory.running, SEG))
-    with open(os.path.join(directory.running, SEG, "tmp"), "wb") as stream:
-        stream.write(b"half")
-    assert not promote(SEG, str(destination), 0.1)
-    prefetch(filled, str(destination.parent), NAMES[-1], 1)
-    assert os.listdir(directory.running) == []
-
-
-def test_a_second_prefetcher_leaves_at_once(filled, destination):
-    directory = PrefetchDirectory.beside(str(destination))
-    directory.make()
-    lock = directory.try_lock()
-    try:
-        prefetch(filled, str(destination.parent), SEG, 3)
-        assert ready(destination) == []
-    finally:
-        os.close(lock)
+def test_what_the_server_flushes_itself_is_not_flushed_twice(filled, destination, tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(os.readlink(f"/proc/self/fd/{fd}")))
+    fetch(filled, SEG, str(destination))
+    assert flushed == []
+    fetch(filled, SEG, str(tmp_path / SEG))
+    assert [os.path.dirname(flushed[0]), flushed[1:]] == [str(tmp_path), [str(tmp_path)]]

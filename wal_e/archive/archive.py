@@ -10,7 +10,7 @@ from wal_e.blobstore.registry import open_store
 from wal_e.blobstore.wrappers import Metered
 from wal_e.errors import BlobNotFound, local_error
 from wal_e.pipeline.pipeline import WAL_PIPE_BYTES, Pipeline
-from wal_e.retry import Policy
+from wal_e.retry import Effort, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,18 +34,14 @@ class Archive:
         self._identity: Identity | None = None
 
     @classmethod
-    def open(cls, settings: Settings, waits: Waits, pipe_bytes: int = WAL_PIPE_BYTES) -> Archive:
-        """Open the prefix that the settings name.
+    def open(cls, settings: Settings, waits: Waits, pipe_bytes: int = WAL_PIPE_BYTES, patience: Policy | None = None) -> Archive:
+        """Open the prefix that the settings name. ``patience`` is for whatever is done there, in place of what the settings say of pushes and fetches.
 
         Raises: ConfigurationError, StoreMisconfigured, StoreUnavailable.
         """
-        return cls(
-            open_store(settings, lanes=waits.lanes, offload=waits.offload),
-            Pipeline(waits, settings.gpg_key_id, pipe_bytes),
-            waits,
-            Policy(settings.retries, settings.push_deadline_s),
-            Policy(settings.retries, settings.fetch_deadline_s),
-        )
+        effort = Effort(patience, patience) if patience else Effort.of(settings)
+        store = open_store(settings, lanes=waits.lanes, offload=waits.offload, effort=effort)
+        return cls(store, Pipeline(waits, settings.gpg_key_id, pipe_bytes), waits, effort.writes, effort.reads)
 
     def decode(self, key: str, raw: int) -> None:
         """Decode what is stored under a key into an open file.
@@ -72,6 +68,15 @@ class Archive:
             self._identity = claim_identity(self.store, system_identifier, self.pipeline.suffix)
         self._identity.require(system_identifier, self.store)
         return self._identity
+
+    def require(self, system_identifier: int) -> None:
+        """Refuse a prefix of another cluster; one that has no identity yet may be anybody's.
+
+        Raises: WrongCluster; what the store raises.
+        """
+        self.wal_suffixes()
+        if self._identity is not None:
+            self._identity.require(system_identifier, self.store)
 
     def holds_wal(self) -> bool:
         """Whether any WAL was ever pushed here; a prefix of the original WAL-E has no identity to tell it."""

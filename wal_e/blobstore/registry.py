@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wal_e.blobstore.url import parse_store_url
 from wal_e.errors import ConfigurationError
-from wal_e.retry import Effort, Policy
+from wal_e.retry import Effort
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ def call_directly(blocking: Callable[[], T]) -> T:
     return blocking()
 
 
-def open_store(settings: Settings, *, lanes: int = 1, offload: Callable[[Callable[[], None]], None] = call_directly) -> BlobStore:
+def open_store(settings: Settings, *, lanes: int = 1, offload: Callable[[Callable[[], None]], None] = call_directly, effort: Effort | None = None) -> BlobStore:
     """Open the store that the settings' prefix names, for work in so many lanes; it tries again after trouble that may pass.
 
-    ``offload`` runs a blocking call off the event loop.
+    ``offload`` runs a blocking call off the event loop. ``effort`` is what the settings say, if none is given.
 
     Raises: ConfigurationError, StoreMisconfigured, StoreForbidden, StoreUnavailable.
     """
     address = parse_store_url(settings.prefix)
-    effort = Effort(Policy(settings.retries, settings.push_deadline_s), Policy(settings.retries, settings.fetch_deadline_s))
+    effort = effort or Effort.of(settings)
     if address.scheme == "file":
         from wal_e.blobstore.file import FileStore
         from wal_e.blobstore.wrappers import Retrying

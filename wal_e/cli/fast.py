@@ -1,7 +1,7 @@
 """The command lines that PostgreSQL repeats for years, read without click.
 
-An exact table of forms, nothing clever: ``[GLOBAL ...] wal-push PATH [-p N]``, ``wal-fetch NAME PATH
-[-p N]`` and ``wal-prefetch DIRECTORY NAME [-p N]``, with the option anywhere after the verb.
+An exact table of forms, nothing clever: ``[GLOBAL ...] wal-push PATH [-p N] [--no-rename]``, ``wal-fetch NAME PATH
+[-p N]`` and ``wal-prefetch DIRECTORY NAME [-p N]``, with options anywhere after the verb.
 Whatever is not in the table is left to click, which understands the same forms.
 """
 
@@ -20,15 +20,17 @@ VERBS = {
     "wal-fetch": (2, "--prefetch", 8),
     "wal-prefetch": (2, "--prefetch", 8),
 }
+FLAGS = {"wal-push": ("--no-rename",)}
 
 
 class FastCommand(NamedTuple):
-    """A parsed command line: verb, positionals, the verb's number, and global options by field name."""
+    """A parsed command line: verb, positionals, the verb's number, global options by field name, and the verb's flags."""
 
     verb: str
     positionals: tuple[str, ...]
     number: int
     options: dict[str, str]
+    flags: tuple[str, ...] = ()
 
 
 def parse(argv: list[str]) -> FastCommand | None:
@@ -50,12 +52,15 @@ def parse(argv: list[str]) -> FastCommand | None:
         return None
     verb = rest.pop(0)
     wanted, option, number = VERBS[verb]
-    positionals = []
+    positionals, flags = [], []
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
         if not word.startswith("-"):
             positionals.append(word)
+            continue
+        if word in FLAGS.get(verb, ()):
+            flags.append(word)
             continue
         if word in ("-p", option) and rest:
             value = rest.pop(0)
@@ -66,4 +71,4 @@ def parse(argv: list[str]) -> FastCommand | None:
         if not value.isascii() or not value.isdigit():
             return None
         number = int(value)
-    return FastCommand(verb, tuple(positionals), number, options) if len(positionals) == wanted else None
+    return FastCommand(verb, tuple(positionals), number, options, tuple(flags)) if len(positionals) == wanted else None

@@ -15,7 +15,7 @@ from wal_e.errors import BlobNotFound, DamageError, StoreUnavailable, WaleError,
 from wal_e.log import Logger
 from wal_e.postgres.recovery import requested_role
 from wal_e.postgres.wal import wal_kind
-from wal_e.postgres.wal_file import inspect
+from wal_e.postgres.wal_file import inspect, system_identifier_around
 from wal_e.retry import once_more, retrying
 
 TYPE_CHECKING = False
@@ -29,22 +29,24 @@ EXIT_ABSENT = 1
 EXIT_TEMPORARY = 75
 EXIT_FAILURE = 200
 
+_SERVERS_OWN = ("RECOVERYXLOG", "RECOVERYHISTORY")  # xlogarchive.c and timeline.c; then durable_rename()
+
 
 def fetch(archive: Archive, name: str, destination: str) -> None:
     """Bring one WAL file to its destination, whole and checked.
 
     Raises: BlobNotFound only when the store answered so for every suffix the prefix holds, and holds
-    WAL at all: an empty directory may be a mount point whose file system is away;
-    DamageError, LocalFileError, DiskFull, WalRefused, and what the store raises.
+    WAL of this cluster: an empty directory may be a mount point whose file system is away;
+    WrongCluster, DamageError, LocalFileError, DiskFull, WalRefused, and what the store raises.
     """
     if wal_kind(name) is None:
         raise WalRefused(f"{name!r} is not the name of a WAL file", "", "Use wal-fetch with %f and %p: restore_command = 'wal-e wal-fetch %f %p'.")
     temporary = f"{destination}.wal-e-{os.getpid()}.tmp"
     try:
         retrying(lambda: once_more(lambda: download(archive, name, temporary, destination)), archive.fetch_policy)
-        place(temporary, destination)
+        _place(temporary, destination)
     except BlobNotFound:
-        _require_some_wal(archive, name)
+        _require_own_wal(archive, name, destination)
         raise
     finally:
         if os.path.exists(temporary):
@@ -52,8 +54,11 @@ def fetch(archive: Archive, name: str, destination: str) -> None:
     LOG.info(f"fetched {name}", seg=name, action="wal-fetch", state="complete")
 
 
-def _require_some_wal(archive: Archive, name: str) -> None:
-    """Refuse to speak of absence where there is nothing at all; at once, for it may stay so."""
+def _require_own_wal(archive: Archive, name: str, destination: str) -> None:
+    """Refuse to speak of absence where another cluster's WAL is, or nothing at all; at once, for it may stay so."""
+    system_identifier = system_identifier_around(destination)
+    if system_identifier is not None:
+        archive.require(system_identifier)
     if not archive.holds_wal():
         raise StoreUnavailable(
             "this prefix holds no WAL at all",
@@ -63,7 +68,7 @@ def _require_some_wal(archive: Archive, name: str) -> None:
 
 
 def download(archive: Archive, name: str, temporary: str, destination: str) -> None:
-    """Decode the stored file into a temporary one, look at it, and make it durable.
+    """Decode the stored file into a temporary one, and look at it; ``destination`` tells whose cluster it is for.
 
     Raises: BlobNotFound, DamageError, and what :func:`fetch` raises.
     """
@@ -74,7 +79,6 @@ def download(archive: Archive, name: str, temporary: str, destination: str) -> N
     try:
         _decode_first(archive, name, fd)
         _look_at(fd, name, destination)
-        os.fsync(fd)
     except OSError as error:
         raise local_error(error, f"writing {temporary}") from None
     finally:
@@ -82,13 +86,18 @@ def download(archive: Archive, name: str, temporary: str, destination: str) -> N
 
 
 def _decode_first(archive: Archive, name: str, fd: int) -> None:
-    """Decode the file under the first suffix that is there; the prefix says which there are."""
+    """Decode the file under the first suffix that is there: our own, else one of those the prefix says it has."""
+    own = archive.pipeline.suffix
+    try:
+        return archive.decode(layout.wal_key(name, own), fd)
+    except BlobNotFound:
+        pass
     for suffix in archive.wal_suffixes():
-        key = layout.wal_key(name, suffix)
-        try:
-            return archive.pipeline.decode_file(archive.store.get(key), key, fd)
-        except BlobNotFound:
-            continue
+        if suffix != own:
+            try:
+                return archive.decode(layout.wal_key(name, suffix), fd)
+            except BlobNotFound:
+                pass
     raise BlobNotFound(f"the store has no {name}", f"{archive.store.url} was asked and holds no such WAL file.")
 
 
@@ -102,20 +111,30 @@ def _look_at(fd: int, name: str, destination: str) -> None:
         ) from None
 
 
-def place(source: str, destination: str) -> None:
-    """Move a checked and durable file to its destination, durably.
+def _place(source: str, destination: str) -> None:
+    """Move a checked file to its destination, durably.
 
-    Raises: LocalFileError.
+    What the server names for itself it flushes itself before it gives it the name of a segment, and
+    throws away after a crash.
     """
     try:
+        if os.path.basename(destination) in _SERVERS_OWN:
+            os.rename(source, destination)
+            return
+        flush(source)
         os.rename(source, destination)
-        fd = os.open(os.path.dirname(os.path.abspath(destination)), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        flush(os.path.dirname(os.path.abspath(destination)))
     except OSError as error:
         raise local_error(error, f"writing {destination}") from None
+
+
+def flush(path: str) -> None:
+    """Make a file or a directory durable. Raises: OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def exit_status(error: BaseException, destination: str, settings: Settings | None) -> int:

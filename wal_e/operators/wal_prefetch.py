@@ -1,13 +1,9 @@
 """Prefetch: one background process that stays a few segments ahead of a recovering server.
 
-The directory is WAL-E's, and other tools read it::
-
-    pg_wal/.wal-e/prefetch/SEGMENT                  whole, checked, durable: ready to be promoted
-    pg_wal/.wal-e/prefetch/running/SEGMENT/         a download in progress
-    pg_wal/.wal-e/prefetch.lock                     held (flock) by the process that prefetches
-
-``wal-fetch`` promotes a segment by a rename and starts the process when none runs. The process
-ends when the store has no next segment, or when nobody took one for a while.
+``wal-fetch`` starts it after a segment, and hands it the lock of the prefetch directory, so that
+there is never a second one. It lives as long as the recovery goes on: it goes where the server goes,
+and ends when the server has taken the last segment of the archive. When the recovery or the server
+ends before, or nobody has taken anything for long, it removes what it made ready.
 """
 
 from __future__ import annotations
@@ -18,9 +14,11 @@ import time
 
 from wal_e.errors import BlobNotFound, WaleError, WalRefused, local_error
 from wal_e.log import Logger
-from wal_e.operators.wal_fetch import download, place
+from wal_e.operators.prefetch_directory import PrefetchDirectory, move
+from wal_e.operators.prefetch_window import PrefetchWindow
+from wal_e.operators.wal_fetch import download, flush
+from wal_e.postgres.recovery import requested_role
 from wal_e.postgres.wal import next_segment, wal_kind
-from wal_e.postgres.wal_file import inspect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,128 +28,73 @@ if TYPE_CHECKING:
 
 LOG = Logger(__name__)
 
-POLL_S = 0.02
-PATIENCE_S = 2.0
-IDLE_S = 10.0
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.01, 0.25
+IDLE_S = 300.0  # a segment may take minutes to replay
+IDLE_WITHOUT_SERVER_S = 10.0  # nobody recovers here: somebody fetched a segment by hand
+POSTMASTER_PID = "postmaster.pid"
 
 
-class PrefetchDirectory:
-    """The prefetch directory of one ``pg_wal``."""
+def promote(name: str, destination: str) -> bool:
+    """Move a segment that is ready to its destination; False when there is none. A file that is not the segment is removed.
 
-    def __init__(self, pg_wal: str) -> None:
-        self.pg_wal = pg_wal
-        self.top = os.path.join(pg_wal, ".wal-e")
-        self.ready = os.path.join(self.top, "prefetch")
-        self.running = os.path.join(self.ready, "running")
-
-    @classmethod
-    def beside(cls, destination: str) -> PrefetchDirectory:
-        """The directory for a ``%p``, which may be relative or reached through links."""
-        return cls(os.path.dirname(os.path.realpath(destination)))
-
-    def make(self) -> None:
-        """Make what is missing. Raises: OSError."""
-        for path, mode in ((self.top, 0o755), (self.ready, 0o700), (self.running, 0o700)):
-            try:
-                os.mkdir(path, mode)
-            except FileExistsError:
-                pass
-
-    def segments(self) -> list[str]:
-        """Names of the segments that are ready, in order."""
-        try:
-            return sorted(name for name in os.listdir(self.ready) if wal_kind(name) == "segment")
-        except OSError:
-            return []
-
-    def forget_before(self, name: str) -> None:
-        """Remove segments that a server which has come to ``name`` will not ask for again."""
-        for old in self.segments():
-            if old < name:
-                _remove(os.path.join(self.ready, old))
-
-    def try_lock(self) -> int | None:
-        """Take the lock; return its descriptor, or None when another process has it."""
-        import fcntl
-
-        fd = os.open(os.path.join(self.top, "prefetch.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        return fd
-
-
-def promote(name: str, destination: str, patience_s: float = PATIENCE_S) -> bool:
-    """Move a prefetched segment to its destination; False when there is none to be had.
-
-    Waits for a download in progress for as long as it grows.
-
-    Raises: LocalFileError.
+    Raises: DamageError (of pg_control), LocalFileError.
     """
     directory = PrefetchDirectory.beside(destination)
-    ready = os.path.join(directory.ready, name)
-    if not _arrives(directory, name, ready, patience_s):
-        return False
     try:
-        fd = os.open(ready, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            inspect(fd, name, destination)
-        finally:
-            os.close(fd)
+        move(directory, name, destination)
     except WalRefused as refused:
         LOG.warning(f"the prefetched {name} is not used", str(refused), "It is fetched again from the store.", action="wal-fetch", seg=name)
-        _remove(ready)
+        directory.forget(name)
         return False
     except OSError:
-        return False  # somebody else took it
-    place(ready, destination)
-    directory.forget_before(name)
+        return False  # there is none, or it cannot be had; if the destination is to blame, the fetch will say so
     return True
-
-
-def _arrives(directory: PrefetchDirectory, name: str, ready: str, patience_s: float) -> bool:
-    """Wait while the download of this segment grows; tell whether it is ready."""
-    progress, left_s = -1, patience_s
-    while not os.path.exists(ready):
-        seen = _downloaded_bytes(os.path.join(directory.running, name))
-        if seen is None or left_s <= 0:
-            return os.path.exists(ready)
-        left_s = patience_s if seen > progress else left_s - POLL_S
-        progress = max(progress, seen)
-        time.sleep(POLL_S)
-    return True
-
-
-def _downloaded_bytes(running: str) -> int | None:
-    """How much of a download is there, None when none is running."""
-    try:
-        return sum(entry.stat().st_size for entry in os.scandir(running))
-    except OSError:
-        return None
 
 
 def start_prefetching(name: str, destination: str, count: int, environ: Callable[[], Mapping[str, str]]) -> None:
-    """Start the background process after ``name`` was fetched, unless one runs; never fails.
+    """See that what follows ``name``, which was fetched, is prefetched; never fails.
 
-    It leads a session of its own, with no terminal and no descriptor of the server's.
+    The process leads a session of its own, with no terminal and no descriptor of the server's but the lock.
     """
     try:
-        directory = PrefetchDirectory.beside(destination)
         following = next_segment(name, os.path.getsize(destination))
-        directory.make()
-        directory.forget_before(name)
-        lock = directory.try_lock()
-        if lock is None:
+        if _is_for_pg_rewind():
             return
+        directory = PrefetchDirectory.beside(destination)
+        directory.make()
+        lock = directory.lock()
+        if lock is None:
+            directory.ask_for(following)
+            return
+        if not directory.reaches_the_end_after(name, following):
+            directory.announce(following)
+            _spawn(os.path.abspath(os.path.dirname(destination)), following, count, environ(), lock)
         os.close(lock)
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        argv = [sys.executable, "-m", "wal_e", "wal-prefetch", "--prefetch", str(count), directory.pg_wal, following]
-        os.posix_spawn(sys.executable, argv, environ(), file_actions=[(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)], setsid=True)
-        os.close(null)
     except (OSError, WaleError) as error:
         LOG.warning("prefetching could not be started", str(error), "Recovery goes on without it, one segment at a time.", action="wal-fetch", seg=name)
+
+
+def _spawn(pg_wal: str, first: str, count: int, environ: Mapping[str, str], lock: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    argv = [sys.executable, "-m", "wal_e", "wal-prefetch", "--prefetch", str(count), pg_wal, first]
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in ((0, lock), (1, null), (2, null))]
+    os.posix_spawn(sys.executable, argv, environ, file_actions=actions, setsid=True)
+    os.close(null)
+
+
+def _is_for_pg_rewind() -> bool:
+    """Whether pg_rewind runs this restore_command: it lists its target's files, which must not come and go meanwhile."""
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+                command, _, rest = file.read(4096).partition(b"(")[2].rpartition(b")")
+        except OSError:
+            return False
+        if command == b"pg_rewind":
+            return True
+        pid = int(rest.split()[1])
+    return False
 
 
 def prefetch(archive: Archive, pg_wal: str, first: str, count: int) -> None:
@@ -161,65 +104,129 @@ def prefetch(archive: Archive, pg_wal: str, first: str, count: int) -> None:
     """
     if wal_kind(first) != "segment":
         raise WalRefused(f"{first!r} is not the name of a WAL segment")
-    directory = PrefetchDirectory(pg_wal)
+    directory = PrefetchDirectory(os.path.realpath(pg_wal))
     try:
         directory.make()
-        lock = directory.try_lock()
+        lock = directory.inherited_lock() or directory.lock()
         if lock is None:
             return
-        _remove_leftovers(directory)
-        _stay_ahead(archive, directory, first, count)
-        os.close(lock)
+        try:
+            _remove_leftovers(directory, first)
+            _Prefetcher(archive, directory, pg_wal, PrefetchWindow(directory, pg_wal, first, count)).work()
+        finally:
+            os.close(lock)
     except OSError as error:
         raise local_error(error, f"prefetching into {directory.ready}") from None
 
 
-def _stay_ahead(archive: Archive, directory: PrefetchDirectory, name: str, count: int) -> None:
-    last_taken, waiting = time.monotonic(), directory.segments()
-    while time.monotonic() - last_taken < IDLE_S and os.path.isdir(directory.ready):
-        before, waiting = waiting, directory.segments()
-        if waiting != before:
-            last_taken = time.monotonic()
-        if len(waiting) >= count:
-            time.sleep(POLL_S)
-            continue
+class _Prefetcher:
+    """The background process at work: lanes while something is wanted, else a look now and then."""
+
+    def __init__(self, archive: Archive, directory: PrefetchDirectory, pg_wal: str, window: PrefetchWindow) -> None:
+        self._archive = archive
+        self._directory = directory
+        self._pg_wal = pg_wal
+        self._window = window
+        self._server = _Server(os.path.dirname(os.path.abspath(pg_wal)))
+
+    def work(self) -> None:
+        """Work until the archive ends, or there is nobody to work for. Raises: what the store raises; OSError."""
+        window, noted = self._window, None
+        while os.path.isdir(self._directory.ready):
+            failure = self._fetch_what_is_wanted()
+            if window.end is not None and window.end != noted:
+                self._directory.note_end(window.end)
+                noted = window.end
+                if failure is not None:
+                    raise failure
+            window.look()
+            idle_s = time.monotonic() - window.moved_at
+            if self._server.is_gone() or idle_s > (IDLE_S if self._server.is_known else IDLE_WITHOUT_SERVER_S):
+                window.clear()
+                return
+            if window.end is not None and not (self._server.is_known and window.holds_any()):
+                return
+            if window.following() is None:
+                time.sleep(min(max(idle_s / 10, FIRST_PAUSE_S), LAST_PAUSE_S))
+
+    def _fetch_what_is_wanted(self) -> Exception | None:
+        """Fetch in lanes for as long as the window has something; return the first error that is not absence."""
+        failure: Exception | None = None
+        for ended in self._archive.waits.run(self._fetch, self._window):
+            self._window.done(ended.item)
+            if ended.error is not None:
+                self._window.end_at(ended.item)
+                if not isinstance(ended.error, BlobNotFound):
+                    failure = failure or ended.error
+        return failure
+
+    def _fetch(self, name: str) -> None:
+        """Download one segment and make it ready, if the server still wants it by then."""
+        running = os.path.join(self._directory.running, name)
+        temporary = os.path.join(running, "tmp")
         try:
-            name = next_segment(name, _prefetch_one(archive, directory, name))
-        except BlobNotFound:
-            return
+            self._directory.announce(name)
+            download(self._archive, name, temporary, os.path.join(self._pg_wal, name))
+            if self._window.wants(name, os.path.getsize(temporary)):
+                flush(temporary)
+                os.rename(temporary, self._directory.path(name))
+        finally:
+            _remove(temporary)
+            _remove_directory(running)
 
 
-def _prefetch_one(archive: Archive, directory: PrefetchDirectory, name: str) -> int:
-    """Download one segment and make it ready; return its size in bytes."""
-    running = os.path.join(directory.running, name)
-    temporary, ready = os.path.join(running, "tmp"), os.path.join(directory.ready, name)
-    if os.path.exists(ready):
-        return os.path.getsize(ready)
-    try:
-        os.mkdir(running, 0o700)
-        download(archive, name, temporary, os.path.join(directory.pg_wal, name))
-        size = os.path.getsize(temporary)
-        os.rename(temporary, ready)
-        return size
-    finally:
-        _remove(temporary)
+class _Server:
+    """The server of a data directory, as far as its files tell."""
+
+    def __init__(self, data_directory: str) -> None:
+        self._directory = data_directory
+        self._pid = self._read()
+        self._role = requested_role(data_directory)
+        self.is_known = self._pid is not None
+
+    def is_gone(self) -> bool:
+        """Whether the server that was there has ended, or its recovery has."""
+        if self._pid is None:
+            return False
+        if self._read() != self._pid or (self._role is not None and requested_role(self._directory) is None):
+            return True
         try:
-            os.rmdir(running)
-        except FileNotFoundError:
+            os.kill(self._pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
             pass
+        return False
+
+    def _read(self) -> int | None:
+        try:
+            with open(os.path.join(self._directory, POSTMASTER_PID), "rb", buffering=0) as file:
+                return int(file.read(64).split()[0])
+        except (OSError, ValueError, IndexError):
+            return None
 
 
-def _remove_leftovers(directory: PrefetchDirectory) -> None:
-    """Remove what a killed predecessor left in ``running``; this process alone has the lock."""
-    for name in os.listdir(directory.running):
-        running = os.path.join(directory.running, name)
-        for leftover in os.listdir(running):
-            _remove(os.path.join(running, leftover))
-        os.rmdir(running)
+def _remove_leftovers(directory: PrefetchDirectory, first: str) -> None:
+    """Remove what a killed predecessor left in ``running``; this process alone has the lock. The first download was announced."""
+    for entry in os.scandir(directory.running):
+        if not entry.is_dir(follow_symlinks=False):
+            _remove(entry.path)
+            continue
+        for leftover in os.listdir(entry.path):
+            _remove(os.path.join(entry.path, leftover))
+        if entry.name != first:
+            _remove_directory(entry.path)
 
 
 def _remove(path: str) -> None:
     try:
         os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+
+
+def _remove_directory(path: str) -> None:
+    try:
+        os.rmdir(path)
     except FileNotFoundError:
         pass

@@ -14,6 +14,7 @@ from wal_e.errors import BlobExists, BlobNotFound, DamageError, LocalFileError, 
 from wal_e.log import Logger
 from wal_e.pipeline.process import Blocking
 from wal_e.postgres import archive_status
+from wal_e.postgres.postmaster import is_stopping
 from wal_e.postgres.wal import wal_kind
 from wal_e.postgres.wal_file import inspect
 from wal_e.retry import Policy, retrying
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from wal_e.archive.archive import Archive
+    from wal_e.settings import Settings
 
 LOG = Logger(__name__)
 
@@ -34,6 +36,12 @@ def neighbours(path: str, pool_size: int) -> list[str]:
     """Paths of up to ``pool_size - 1`` further files that PostgreSQL has marked ready, history files first."""
     directory, name = os.path.split(path)
     return [os.path.join(directory, ready) for ready in archive_status.ready_names(directory or ".") if ready != name][: max(pool_size - 1, 0)]
+
+
+def patience(settings: Settings, path: str) -> Policy:
+    """How long to wait for a store that is away: not once the server is shutting down, for it waits for us."""
+    pg_wal = os.path.dirname(os.path.abspath(path))
+    return Policy(settings.retries, settings.push_deadline_s, is_over=lambda: is_stopping(pg_wal))
 
 
 def push(archive: Archive, path: str, patience: Policy | None = None) -> None:
