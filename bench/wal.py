@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
 import sys
 import time
@@ -145,13 +146,23 @@ def fetch(trial: Trial, contestant: Contestant) -> Cost:
         for name in trial.names:
             assert contestant.fetch
             trial.place.run(*contestant.fetch(name, "pg_wal/RECOVERYXLOG"), cwd=trial.target, environ=contestant.environ)
-            if destination.stat().st_size != 16 << 20:
-                sys.exit(f"{contestant.name} did not fetch {name}")
-            destination.unlink()
+            install(destination, destination.with_name(name))
 
     cost = cost_of(fetch_all, trial.place.end_background)
     shutil.rmtree(trial.target / "pg_wal/.wal-e", ignore_errors=True)
     return cost
+
+
+def install(fetched: Path, segment: Path) -> None:
+    """Take a fetched segment as the server does: flush it, give it its name for good. That it is replayed and removed is not played."""
+    for path in (fetched, fetched.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    fetched.rename(segment)
+    if segment.stat().st_size != 16 << 20:
+        sys.exit(f"{segment.name} was not fetched whole")
+    segment.unlink()
 
 
 def print_costs(title: str, trial: Trial, costs: dict[str, list[Cost]]) -> None:
