@@ -145,10 +145,12 @@ def _patch() -> None:
     """Make blocking calls cooperative; must come before the imports that use them.
 
     ``os`` stays as it is: gevent's ``os.close`` only promises to close a pipe when the loop next
-    runs, which a reader that waits for the end of it never sees.
+    runs, which a reader that waits for the end of it never sees. Plug-ins of other packages are not looked for: to read
+    what every installed package says of itself takes longer than all the rest.
     """
-    from gevent import monkey
+    from gevent import events, monkey
 
+    events.notify_and_call_entry_points = events.notify
     monkey.patch_all(os=False, signal=False)
 
 
