@@ -181,5 +181,6 @@ def test_version_imports_nothing_at_all(environ, tmp_path):
 
 
 def test_what_every_installed_package_says_of_itself_is_not_read_for_gevent():
-    code = "from wal_e.__main__ import _patch; _patch(); import sys, gevent.socket, socket; print('importlib.metadata' in sys.modules, socket.socket is gevent.socket.socket)"
+    patch = "from wal_e.__main__ import _patch; _patch(); import sys, gevent.socket, socket"
+    code = f"{patch}; print('importlib.metadata' in sys.modules, socket.socket is gevent.socket.socket)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False True\n"
