@@ -303,6 +303,16 @@ def settled(server: Server) -> None:
     server.wait_for("select count(*) = 0 from pg_ls_archive_statusdir() where name like '%.ready'")
 
 
+def fill_archive(server: Server) -> None:
+    """Push a base backup, then rows in three segments that are in the archive but not in the backup; stop the server."""
+    server.psql("create table t as select generate_series(1, 1000) as n")
+    server.wal_e("backup-push", str(server.data), "--fast")
+    for _ in range(3):
+        server.psql("insert into t select generate_series(1, 1000); select pg_switch_wal()")
+    settled(server)
+    server.stop()
+
+
 def stored_wal(store: Path) -> list[str]:
     """Names of the segments in a store, oldest first."""
     return sorted(path.name.removesuffix(".lzo") for path in (store / "wal_005").iterdir() if len(path.name) == 28)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import build_wal
 import pytest
 
@@ -21,6 +23,16 @@ def open_memory(store, waits=None):
     waits = waits or Blocking()
     once = Policy(1, 1)
     return Archive(store, Pipeline(waits), waits, once, once)
+
+
+def content_of(archive, key):
+    """What is stored under a key, decoded."""
+    fd = os.memfd_create("stored")
+    try:
+        archive.decode(key, fd)
+        return os.pread(fd, 1 << 24, 0)
+    finally:
+        os.close(fd)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import fix_s3
 import pytest
 from fault_proxy import FaultProxy
 from fault_rules import Rule, Stall
-from fix_archive import settled
+from fix_archive import fill_archive, settled
 from fix_network import NETWORKS, Network
 from fix_postgres import Server, give_to_server_user, wait_until
 from servers import versity
@@ -64,12 +64,7 @@ def origins(make_shared_server) -> Callable[[str], Origin]:
         server, network = make_shared_server(), NETWORKS[kind]()
         server.environ |= {**network.environ, "WALE_LOG_DESTINATION": "stderr"}
         server.start(archive_mode="on", archive_command="wal-e wal-push %p")
-        server.psql("create table t as select generate_series(1, 1000) as n")
-        server.wal_e("backup-push", str(server.data), "--fast")
-        for _ in range(3):
-            server.psql("insert into t select generate_series(1, 1000); select pg_switch_wal()")
-        settled(server)
-        server.stop()
+        fill_archive(server)
         backup = server.directory / "backup"
         server.wal_e("backup-fetch", str(backup), "LATEST")
         segment = re.search(r"file (\w{24})", (backup / "backup_label").read_text())[1]

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from fix_archive import archive_into_store, settled
+from fix_archive import archive_into_store, fill_archive
 from fix_postgres import wait_until
 
 
@@ -12,12 +12,7 @@ def origin(make_server):
     """A server with a base backup, and rows that are in the archive but not in the backup."""
     server = make_server(wal_segsize_mb=1)
     store = archive_into_store(server)
-    server.psql("create table t as select generate_series(1, 1000) as n")
-    server.wal_e("backup-push", str(server.data), "--fast")
-    for _ in range(3):
-        server.psql("insert into t select generate_series(1, 1000); select pg_switch_wal()")
-    settled(server)
-    server.stop()
+    fill_archive(server)
     return server, store
 
 

@@ -4,6 +4,7 @@ import os
 
 import build_wal
 import pytest
+from fix_memory import content_of
 
 from wal_e.archive import layout
 from wal_e.blobstore.memory import MemoryStore
@@ -19,13 +20,7 @@ HISTORY = b"1\t0/3000000\tno recovery target specified\n"
 
 
 def stored(archive, name):
-    key = layout.wal_key(name, ".lzo")
-    fd = os.memfd_create("stored")
-    try:
-        archive.pipeline.decode_file(archive.store.get(key), key, fd)
-        return os.pread(fd, 1 << 24, 0)
-    finally:
-        os.close(fd)
+    return content_of(archive, layout.wal_key(name, ".lzo"))
 
 
 def keys(archive):

@@ -8,6 +8,7 @@ import time
 
 import build_wal
 import pytest
+from fix_memory import content_of
 
 from wal_e.archive import layout
 from wal_e.errors import ConfigurationError, LockHeld, ServerUnavailable, StoreUnavailable, TargetRefused, ToolMissing, WalConflict, WalGap, WrongCluster
@@ -26,15 +27,6 @@ PAGE = 8192
 
 def name_of(number, timeline=1):
     return f"{timeline:08X}00000000{number:08X}"
-
-
-def text(archive, key):
-    fd = os.memfd_create("stored")
-    try:
-        archive.pipeline.decode_file(archive.store.get(key), key, fd)
-        return os.pread(fd, 1 << 24, 0)
-    finally:
-        os.close(fd)
 
 
 def stored(archive):
@@ -289,7 +281,7 @@ class TestPusher:
             stream.write(b"more")
         pusher.finish()
         assert len(puts) == 2
-        assert text(archive, puts[0])[5000:5004] == b"more"
+        assert content_of(archive, puts[0])[5000:5004] == b"more"
 
     def test_a_segment_without_wal_is_not_put(self, pusher, archive, received, capfd):
         received(f"{name_of(3)}.partial", bytes(MIB))

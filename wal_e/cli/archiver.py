@@ -12,6 +12,7 @@ import click
 from wal_e.archive.archive import Archive
 from wal_e.cli.context import Context
 from wal_e.cli.run import push_lanes
+from wal_e.cli.wal import DROP_AFTER
 from wal_e.operators.handshake import fingerprint
 from wal_e.operators.wal_archive import Archiver, Plan
 from wal_e.pipeline.lanes import Cooperative
@@ -32,12 +33,7 @@ _TRIES = {"retries": "3", "push_deadline_s": "10", "fetch_deadline_s": "10"}
     help="Push at most this many files at once; more than processors + 1 are of no use.",
 )
 @click.option("--no-rename", is_flag=True, help="Never mark files done in archive_status; over WALE_NO_RENAME.")
-@click.option(
-    "--drop-after",
-    metavar="N",
-    type=click.IntRange(min=0),
-    help="While the store fails and more than N files wait, give up the oldest. Recovery cannot pass that gap.",
-)
+@DROP_AFTER
 @click.option("--metrics-file", metavar="PATH", help="Write Prometheus metrics to PATH every 15 seconds.")
 @click.pass_obj
 def wal_archive(context: Context, data_directory: str, pool_size: int, no_rename: bool, drop_after: int | None, metrics_file: str | None) -> None:

@@ -9,17 +9,19 @@ from wal_e.cli.context import Context
 from wal_e.cli.fast import VERBS
 from wal_e.pipeline.lanes import Cooperative
 
+DROP_AFTER = click.option(
+    "--drop-after",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="While the store fails and more than N files wait, give up the oldest. Recovery cannot pass that gap.",
+)
+
 
 @click.command("wal-push")
 @click.argument("wal_segment", metavar="WAL_SEGMENT")
 @click.option("-p", "--pool-size", default=VERBS["wal-push"][2], show_default=True, help="Push up to this many files that are ready, at once.")
 @click.option("--no-rename", is_flag=True, help="Push this file only, and mark none done in archive_status; over WALE_NO_RENAME.")
-@click.option(
-    "--drop-after",
-    metavar="N",
-    type=click.IntRange(min=0),
-    help="When the store fails and more than N files wait, give up the oldest. Recovery cannot pass that gap.",
-)
+@DROP_AFTER
 @click.option("--missing", is_flag=True, help="WAL_SEGMENT is PGDATA: push what the server takes for archived, the store lacks, and pg_wal still has.")
 @click.pass_obj
 def wal_push(context: Context, wal_segment: str, pool_size: int, no_rename: bool, drop_after: int | None, missing: bool) -> None:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from wal_e.archive import layout
 from wal_e.archive.archive import Archive
 from wal_e.archive.checked_wal import CheckedWal
 from wal_e.archive.identity import read_identity
 from wal_e.archive.wal_reach import Reach
-from wal_e.errors import BlobFrozen, BlobNotFound, DamageError, ServerRefused, ServerUnavailable, WaleError, WalGap, WalRefused
+from wal_e.errors import BlobFrozen, DamageError, ServerRefused, ServerUnavailable, WaleError, WalGap, WalRefused
 from wal_e.operators.wal_content import Content, Finding, check_content, remembered_checks
 from wal_e.operators.wal_survey import Survey, look
 from wal_e.postgres import monitor
@@ -70,7 +69,7 @@ def verify(archive: Archive, server: ServerView | None, reading: Reading | None 
     """
     survey = settled(archive, server.segment if server else None, time.sleep)
     if server and server.archiver and server.archiver.last_archived_wal:
-        server = server._replace(stored=_is_stored(archive, server.archiver.last_archived_wal))
+        server = server._replace(stored=archive.has_wal(server.archiver.last_archived_wal))
     content = None
     if reading:
         content = check_content(archive, survey, reading.lanes, CheckedWal() if reading.which == "again" else remembered_checks(archive, survey))
@@ -105,7 +104,7 @@ def settled(archive: Archive, archived: str | None, sleep: Callable[[float], obj
     survey = look(archive, archived)
     left_s = PATIENCE_S
     while (missing := next((reach.missing for reach in _reaches(survey) if reach.missing), None)) and _is_live(survey) and left_s > 0:
-        if _is_stored(archive, missing):
+        if archive.has_wal(missing):
             survey = look(archive, archived)
         else:
             sleep(PAUSE_S)
@@ -115,16 +114,6 @@ def settled(archive: Archive, archived: str | None, sleep: Callable[[float], obj
 
 def _is_live(survey: Survey) -> bool:
     return survey.wal.newest is not None and datetime.now(UTC) - survey.wal.newest < LIVE
-
-
-def _is_stored(archive: Archive, name: str) -> bool:
-    for suffix in archive.wal_suffixes():
-        try:
-            archive.store.stat(layout.wal_key(name, suffix))
-        except BlobNotFound:
-            continue
-        return True
-    return False
 
 
 def _reaches(survey: Survey) -> list[Reach]:

@@ -6,31 +6,35 @@ PGSERVICE, the server of a data directory is found through its postmaster.pid.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from abc import ABC, abstractmethod
 
 import psycopg
 
 from wal_e import log
-from wal_e.errors import ServerRefused, ServerUnavailable
+from wal_e.errors import ServerRefused, ServerUnavailable, WrongCluster
 from wal_e.postgres.cluster import NEWEST_MAJOR, OLDEST_MAJOR
 from wal_e.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+    from typing import Any, Self
 
+    from wal_e.errors import WaleError
     from wal_e.postgres.cluster import Cluster
 
 PASSING = ("08", "53", "57")  # SQLSTATE classes: connection, resources, operator intervention
 INSUFFICIENT_PRIVILEGE = "42501"
 
-ARCHIVING_QUERY = "SELECT current_setting('archive_mode'), current_setting('archive_command'), coalesce(current_setting('archive_library', true), '')"
+_ARCHIVING_QUERY = "SELECT current_setting('archive_mode'), current_setting('archive_command'), coalesce(current_setting('archive_library', true), '')"
 
 _CONNECT_TIMEOUT_S = 10
 _KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}  # s, s, and ms
 
-WHERE_HINT = (
+_WHERE_HINT = (
     "Check PGHOST, PGPORT and PGSERVICE, and the directory on the command line. With none of the three set, the server is found through postmaster.pid."
 )
 
@@ -61,9 +65,57 @@ def connection_to(environ: Mapping[str, str], cluster: Cluster | None) -> psycop
     return connection
 
 
-def archiving_settings(mode: str, command: str, library: str) -> ArchivingSettings:
-    """Make sense of a row of ``ARCHIVING_QUERY``: with the mode off, the server shows "(disabled)" for a command."""
-    return ArchivingSettings(mode, "" if mode == "off" else command, library)
+class Questions(ABC):
+    """What all sessions have in common; a context manager. How a refusal is told, each kind of session knows for itself."""
+
+    def __init__(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        self._connection = connection
+        self.version_num = connection.info.server_version
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session, and with it a backup that was not stopped."""
+        self._connection.close()
+
+    def archiving(self) -> ArchivingSettings:
+        """Ask how the server archives."""
+        [(mode, command, library)] = self._rows("reading the settings for archiving", _ARCHIVING_QUERY)
+        return ArchivingSettings(mode, "" if mode == "off" else command, library)  # it shows "(disabled)" when the mode is off
+
+    def _rows(self, doing: str, query: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        with self._explained(doing):
+            return self._connection.execute(query, parameters).fetchall()
+
+    @contextlib.contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            raise self._translated(error, doing) from error
+
+    @abstractmethod
+    def _translated(self, error: psycopg.Error, doing: str) -> WaleError:
+        """What an error of psycopg means."""
+
+    def _is_lost(self, error: psycopg.Error) -> bool:
+        return self._connection.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
+
+
+def wrong_cluster(server: int, path: str, directory: int) -> WrongCluster:
+    """The error for a server and a directory with different system identifiers."""
+    return WrongCluster(
+        "the server and the data directory belong to different clusters", f"The server has system identifier {server}, {path} has {directory}.", _WHERE_HINT
+    )
+
+
+def wrong_instance(detail: str) -> WrongCluster:
+    """The error for a server of the same cluster that runs on another directory."""
+    return WrongCluster("the server does not run on this data directory", detail, _WHERE_HINT)
 
 
 def parameters(environ: Mapping[str, str], cluster: Cluster | None) -> dict[str, Any]:

@@ -6,30 +6,18 @@ is opened again by whoever asks. Most of it needs no privilege; what does says w
 
 from __future__ import annotations
 
-import contextlib
 from datetime import UTC, datetime
 
 import psycopg
 
-from wal_e.errors import ServerRefused, ServerUnavailable, WrongCluster
-from wal_e.postgres.connection import (
-    ARCHIVING_QUERY,
-    INSUFFICIENT_PRIVILEGE,
-    PASSING,
-    WHERE_HINT,
-    ArchivingSettings,
-    archiving_settings,
-    connection_to,
-    said,
-)
+from wal_e.errors import ServerRefused, ServerUnavailable
+from wal_e.postgres.connection import INSUFFICIENT_PRIVILEGE, PASSING, Questions, connection_to, said, wrong_cluster
 from wal_e.postgres.wal import Lsn
 from wal_e.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from types import TracebackType
-    from typing import Any
+    from collections.abc import Mapping
 
     from wal_e.errors import WaleError
     from wal_e.postgres.cluster import Cluster
@@ -98,44 +86,21 @@ def connect(environ: Mapping[str, str], cluster: Cluster | None = None) -> Monit
         monitor = Monitor(connection)
         monitor._prepare()
         if cluster is not None and (identifier := monitor.system_identifier()) != cluster.control.system_identifier:
-            raise WrongCluster(
-                "the server and the data directory belong to different clusters",
-                f"The server has system identifier {identifier}, {cluster.path} has {cluster.control.system_identifier}.",
-                WHERE_HINT,
-            )
+            raise wrong_cluster(identifier, cluster.path, cluster.control.system_identifier)
     except BaseException:
         connection.close()
         raise
     return monitor
 
 
-class Monitor:
+class Monitor(Questions):
     """One plain session; a context manager. Each method raises ServerUnavailable when the session is lost, ServerRefused when the server refuses."""
-
-    def __init__(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
-        self._connection = connection
-        self.version_num = connection.info.server_version
-
-    def __enter__(self) -> Monitor:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the session."""
-        self._connection.close()
 
     def archiver(self) -> ArchiverStats:
         """Ask what the archiver did, and what it failed at last."""
         [row] = self._rows("asking for the state of the archiver", _ARCHIVER_QUERY)
         archived_wal, archived_s, failed_wal, failed_s, archived_count, failed_count, reset_s = row
         return ArchiverStats(archived_wal, _moment(archived_s), failed_wal, _moment(failed_s), archived_count, failed_count, _moment(reset_s))
-
-    def archiving(self) -> ArchivingSettings:
-        """Ask how the server archives."""
-        [row] = self._rows("reading the settings for archiving", ARCHIVING_QUERY)
-        return archiving_settings(*row)
 
     def position(self) -> Position:
         """Ask how far the server's WAL is, on which timeline, and whether the server is a standby."""
@@ -187,20 +152,9 @@ class Monitor:
         with self._explained("preparing the session"):
             self._connection.execute(f"SET search_path = pg_catalog; SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'; SET lock_timeout = 0")
 
-    def _rows(self, doing: str, query: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
-        with self._explained(doing):
-            return self._connection.execute(query, parameters).fetchall()
-
-    @contextlib.contextmanager
-    def _explained(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except psycopg.Error as error:
-            raise self._translated(error, doing) from error
-
     def _translated(self, error: psycopg.Error, doing: str) -> WaleError:
         state = error.sqlstate or ""
-        if self._connection.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC"):
+        if self._is_lost(error):
             return ServerUnavailable(f"the session with PostgreSQL was lost while {doing}", said(error), "See the server's log for the reason.")
         if state == _CONFIGURATION_LIMIT:
             return ServerRefused(

@@ -7,30 +7,19 @@ here, in one place.
 
 from __future__ import annotations
 
-import contextlib
 import time
 
 import psycopg
 
-from wal_e.errors import BackupInterrupted, ServerRefused, WrongCluster
-from wal_e.postgres.connection import (
-    ARCHIVING_QUERY,
-    INSUFFICIENT_PRIVILEGE,
-    PASSING,
-    WHERE_HINT,
-    ArchivingSettings,
-    archiving_settings,
-    connection_to,
-    said,
-)
+from wal_e.errors import BackupInterrupted, ServerRefused
+from wal_e.postgres.connection import INSUFFICIENT_PRIVILEGE, PASSING, Questions, connection_to, said, wrong_cluster, wrong_instance
 from wal_e.postgres.control import read_control
 from wal_e.postgres.wal import Lsn
 from wal_e.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from types import TracebackType
+    from collections.abc import Callable, Mapping
     from typing import Any, Literal
 
     from wal_e.errors import WaleError
@@ -70,32 +59,16 @@ def connect(cluster: Cluster, environ: Mapping[str, str], *, sleep: Callable[[fl
     return session
 
 
-class Session:
+class Session(Questions):
     """One protected session; a context manager. ``in_recovery`` is as it was when it began, ``segment_size`` in bytes."""
 
     version_text: str
     in_recovery: bool
 
     def __init__(self, connection: psycopg.Connection[tuple[Any, ...]], cluster: Cluster) -> None:
-        self._connection = connection
+        super().__init__(connection)
         self._cluster = cluster
-        self.version_num = connection.info.server_version
         self.segment_size = cluster.control.segment_size
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the session, and with it a backup that was not stopped."""
-        self._connection.close()
-
-    def archiving(self) -> ArchivingSettings:
-        """Read how the server archives its WAL. Raises: BackupInterrupted, ServerRefused."""
-        [row] = self._rows("reading the settings for archiving", ARCHIVING_QUERY)
-        return archiving_settings(*row)
 
     def is_received(self) -> bool:
         """Ask whether somebody receives the WAL through a replication slot at this moment. Raises: BackupInterrupted, ServerRefused."""
@@ -169,35 +142,18 @@ class Session:
             identifier = int(text) % 2**64
             here = read_control(self._cluster.path)
             if identifier != here.system_identifier:
-                raise WrongCluster(
-                    "the server and the data directory belong to different clusters",
-                    f"The server has system identifier {identifier}, {self._cluster.path} has {here.system_identifier}.",
-                    WHERE_HINT,
-                )
+                raise wrong_cluster(identifier, self._cluster.path, here.system_identifier)
             if (Lsn.parse(redo), timeline, in_recovery) == (here.redo, here.timeline, here.state != _IN_PRODUCTION):
                 return
-        raise WrongCluster(
-            "the server does not run on this data directory",
+        raise wrong_instance(
             f"Both have system identifier {identifier}, but the server's last checkpoint is {redo} on timeline {timeline} and it is "
             f"{'in recovery' if in_recovery else 'in production'}, while {self._cluster.path} has {here.redo} on timeline {here.timeline} and is "
-            f"{here.state_words}: one is a standby or a copy of the other.",
-            WHERE_HINT,
+            f"{here.state_words}: one is a standby or a copy of the other."
         )
-
-    def _rows(self, doing: str, query: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
-        with self._explained(doing):
-            return self._connection.execute(query, parameters).fetchall()
-
-    @contextlib.contextmanager
-    def _explained(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except psycopg.Error as error:
-            raise self._translated(error, doing) from error
 
     def _translated(self, error: psycopg.Error, doing: str) -> WaleError:
         state = error.sqlstate or ""
-        if self._connection.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC"):
+        if self._is_lost(error):
             return BackupInterrupted(
                 f"the session with PostgreSQL was lost while {doing}", said(error), "See the server's log for the reason, then run it again."
             )
