@@ -20,7 +20,7 @@ from wal_e.blobstore.file_errors import explained
 from wal_e.blobstore.file_root import ABSENT, Root
 from wal_e.blobstore.publish import FILE_MODE, NEW_FILE, Publisher, check_free
 from wal_e.blobstore.url import checked_key
-from wal_e.errors import BlobExists, BlobNotFound, StoreError
+from wal_e.errors import BlobExists, BlobNotFound, DiskFull, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class FileStore(BlobStore):
     def _fill(self, descriptor: int, key: str, chunks: Iterable[bytes]) -> int:
         written = started = 0
         if isinstance(chunks, SelfWriting):
-            chunks.write_to(descriptor)
+            self._writing(key, _self_written, chunks, descriptor)
             written, chunks = os.fstat(descriptor).st_size, ()
         for chunk in chunks:
             self._writing(key, _write_all, descriptor, chunk)
@@ -254,6 +254,14 @@ def _blob(key: str, found: os.stat_result) -> Blob:
     from datetime import UTC, datetime
 
     return Blob(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+
+
+def _self_written(source: SelfWriting, descriptor: int) -> None:
+    try:
+        source.write_to(descriptor)
+    except DiskFull as full:  # it is the store's disk that is full, or its limit on the size of a file that is met
+        number = errno.ENOSPC if "No space left" in full.detail or "quota" in full.detail else errno.EFBIG
+        raise OSError(number, os.strerror(number)) from None
 
 
 def _write_all(descriptor: int, chunk: bytes) -> None:

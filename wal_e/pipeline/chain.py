@@ -140,7 +140,7 @@ def _explained(name: str, status: int, said: str, key: str) -> WaleError:
     """Translate a codec's bad ending; ``key`` is given when it was decoding."""
     how = f"{name} was ended by signal {-status}" if status < 0 else f"{name} ended with status {status}"
     words = "" if not said or "Inappropriate ioctl" in said else f" and said: {said}"
-    if "No space left" in said or "File too large" in said or status == -signal.SIGXFSZ:
+    if any(full in said for full in ("No space left", "Disk quota exceeded", "File too large")) or status == -signal.SIGXFSZ:
         return DiskFull(
             f"no space left for what {name} writes", f"{how}{words}.", "Free some space, or raise the limit on the size of files, and run it again."
         )
