@@ -279,6 +279,21 @@ class TestBesideABuiltDirectory:
         assert (tmp_path / "m.prom").exists()
         assert [record for record in archiver.records() if record.level != "INFO"] == []
 
+    def test_in_a_burst_one_question_is_for_many_files(self, resident, ready, wal_push, make_place, tmp_path, data_directory):
+        slow = fake_lzop(make_place(), "time.sleep(0.1)")
+        resident(**{**slow, "PATH": slow["PATH"] + os.pathsep + os.environ["PATH"]}).ready()
+        names = [seg(number) for number in range(1, 25)]
+        ready(*names)
+        asked = []
+        for name in names:
+            if status_of(data_directory, name) == "ready":
+                assert wal_push(name).returncode == 0
+                asked.append(name)
+                mark = data_directory / "pg_wal/archive_status" / f"{name}.ready"
+                mark.rename(mark.with_suffix(".done"))
+        assert stored(tmp_path) == names
+        assert len(asked) <= 5, asked  # three are pushed at a time, in a tenth of a second
+
     def test_a_file_that_changed_since_is_pushed_again_and_refused(self, resident, ready, segment, wal_push, data_directory):
         ready(seg(1))
         resident().ready()

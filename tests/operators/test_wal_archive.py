@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wal_e import log
 from wal_e.errors import StoreUnavailable
 from wal_e.operators import archiver_marks, archiver_schedule
-from wal_e.operators.archiver_desk import STORED, Desk
+from wal_e.operators.archiver_desk import LINGER_S, STORED, Desk, linger
 from wal_e.operators.archiver_marks import GRACE_S, Marks, Stored, file_identity
 from wal_e.operators.archiver_report import METRICS_S, REMIND_S, Report
 from wal_e.operators.archiver_schedule import FIRST_REFUSAL_S, MAX_PROBE_S, Schedule
@@ -421,6 +421,41 @@ class TestDesk:
         assert seg(1) in desk
         replies.close()
         assert seg(1) not in desk
+
+
+class TestLingering:
+    @pytest.fixture
+    def moments(self):
+        moments = [0.0]
+
+        def sleep(seconds):
+            moments.append(moments[-1] + seconds)
+
+        return {"sleep": sleep, "clock": lambda: moments[-1]}, moments
+
+    def test_an_answer_is_held_back_while_more_is_on_its_way(self, moments):
+        keywords, passed = moments
+        linger(lambda: len(passed) < 5, **keywords)
+        assert len(passed) == 5
+
+    def test_but_not_for_long(self, moments):
+        keywords, passed = moments
+        linger(lambda: True, **keywords)
+        assert LINGER_S <= passed[-1] < LINGER_S + 0.1
+
+    def test_with_nothing_else_to_do_it_comes_at_once(self, moments):
+        keywords, passed = moments
+        linger(lambda: False, **keywords)
+        assert passed == [0.0]
+
+    def test_there_is_something_to_do_while_files_are_ready_or_being_pushed_not_when_they_are_put_off(self, schedule):
+        assert not schedule.is_busy()
+        schedule.offer(names(1))
+        assert schedule.is_busy()
+        schedule.take(0)
+        assert schedule.is_busy()
+        schedule.refused(seg(1), 0)
+        assert not schedule.is_busy()
 
 
 class TestReport:

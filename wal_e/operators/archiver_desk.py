@@ -10,6 +10,9 @@ from wal_e import log
 from wal_e.errors import StoreUnavailable, WaleError
 from wal_e.operators.handshake import BEAT_S
 
+LINGER_S = 0.5  # a batch of some forty segments on two cores
+LOOK_S = 0.01
+
 Reply = tuple[str, ...]
 STORED: Reply = ("stored",)
 
@@ -67,6 +70,17 @@ class Desk:
             self._waiters[name].remove(waiter)
             if not self._waiters[name]:
                 del self._waiters[name]
+
+
+def linger(is_busy: Callable[[], bool], *, sleep: Callable[[float], object] = time.sleep, clock: Callable[[], float] = time.monotonic) -> None:
+    """Hold back an answer for a moment while more files are on their way.
+
+    The server goes on with the next file that is not marked done: in a burst it then starts one ``wal-push`` for
+    many files, instead of one for every few.
+    """
+    deadline = clock() + LINGER_S
+    while is_busy() and clock() < deadline:
+        sleep(LOOK_S)
 
 
 def _why(error: WaleError) -> str:

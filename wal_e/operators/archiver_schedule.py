@@ -69,6 +69,10 @@ class Schedule:
     def __len__(self) -> int:
         return len(self._states)
 
+    def is_busy(self) -> bool:
+        """Whether there are files to push now, or being pushed."""
+        return any(state in (_READY, _FLYING) for state in self._states.values())
+
     def offer(self, names: Iterable[str]) -> None:
         """Take note of files that wait."""
         for name in names:

@@ -17,7 +17,7 @@ from wal_e.archive.archive import Archive
 from wal_e.archive.identity import read_identity
 from wal_e.errors import BlobFrozen, BlobNotFound, ConfigurationError, DamageError, LocalFileError, StoreError, WalConflict, WalDropped, WaleError, WalRefused
 from wal_e.operators import backlog
-from wal_e.operators.archiver_desk import STORED, Desk, Reply, told
+from wal_e.operators.archiver_desk import STORED, Desk, Reply, linger, told
 from wal_e.operators.archiver_marks import FileIdentity, Marks, Stored, file_identity
 from wal_e.operators.archiver_report import Report
 from wal_e.operators.archiver_schedule import MAX_NAMES, Schedule
@@ -273,15 +273,22 @@ class Archiver:
         elif found is None or found[:2] != (request.device, request.inode):
             yield ("other", f"It works on {self._pg_wal}, which is not where this file is.")
         elif self._stored.holds(request.name, path):
+            linger(self._is_in_a_burst)
             yield STORED
         elif (blocker := self._schedule.blocker(request.name)) is not None:
             yield told("failed", self._conflicts[blocker])
         else:
             try:
-                yield from self._desk.wait(request.name, request.deadline_s, lambda: self._ask(request.name), lambda: self._trouble)
+                for reply in self._desk.wait(request.name, request.deadline_s, lambda: self._ask(request.name), lambda: self._trouble):
+                    if reply == STORED:
+                        linger(self._is_in_a_burst)
+                    yield reply
             finally:
                 if request.name not in self._desk:
                     self._schedule.leave(request.name)
+
+    def _is_in_a_burst(self) -> bool:
+        return not self._plan.no_rename and self._schedule.outage is None and self._schedule.is_busy()
 
     def _ask(self, name: str) -> None:
         self._schedule.want(name)
