@@ -38,6 +38,7 @@ def test_a_store_that_is_away_under_full_load_costs_nothing_but_a_backlog(make_s
     store = FileStore(server) if kind == "file" else S3Store(server)
     with contextlib.ExitStack() as stack:
         stack.enter_context(store)
+        server.environ |= {**store.environ, "WALE_PUSH_DEADLINE": "5"}
         server.start(archive_mode="on", archive_command="wal-e wal-push %p", wal_keep_size="500GB")
         server.pgbench("-i", "-q", "-s", "2")
         server.wal_e("backup-push", str(server.data), "--fast")
