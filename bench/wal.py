@@ -1,6 +1,6 @@
 """WAL as PostgreSQL's archiver pushes it and a recovering server fetches it: wal-e beside its peers and the bare limit.
 
-    python bench/wal.py [--segments 256] [--stores file,s3] [--rounds 1] [--original PROGRAM]
+    python bench/wal.py [--segments 256] [--stores file[,s3]] [--rounds 1] [--original PROGRAM]
 
 Real segments of 16 MiB, made by pgbench on a scratch server that is then stopped. A push plays the archiver: all
 segments are ready, each that still is gets one call, in order, and is renamed to .done. A fetch asks for one segment
@@ -42,7 +42,9 @@ class Trial(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--segments", type=int, default=256)
-    parser.add_argument("--stores", default="file,s3")
+    parser.add_argument(
+        "--stores", default="file,s3" if os.environ.get("WALE_TEST_SERVERS") else "file", help="s3 needs WALE_TEST_SERVERS, where script/test installs"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--original", metavar="PROGRAM", help="the wal-e script of an installed WAL-E 1.1.1")
     options = parser.parse_args()
