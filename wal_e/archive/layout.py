@@ -5,15 +5,18 @@
     basebackups_005/NAME/extended_version.txt                     the claim on the name, written first
     basebackups_005/NAME/tar_partitions/part_00000000.tar.lzo     partitions, counted from 0
     basebackups_005/NAME/manifest.jsonl.lzo                       what is in them
+    basebackups_005/NAME/verified.json                            what backup-verify found last; replaced, and may be deleted
+    basebackups_005/NAME/drill.json                               what came of its last drill; replaced
     basebackups_005/NAME_backup_stop_sentinel.json                written last: the backup exists
     wal_005/FILE.lzo                                              segments, .history, .backup, .partial
     wal_005/SEGMENT.streaming.lzo                                 the segment that wal-receive is receiving; replaced until SEGMENT is there
     identity_005.json                                             whose WAL this prefix holds
     checked_005.json                                              which of its WAL was read and found good; replaced, and may be deleted
+    probe_005/NAME                                                what ``check`` tries the store with, for seconds; may be deleted
 
 NAME is ``base_SEGMENT_OFFSET``: the segment that holds the start of the backup (24 upper-case hex
 digits) and the byte offset in it, in decimal with at least eight digits. The layout is WAL-E's,
-except for the manifest, the identity and the checks, which the original passes over.
+except for the manifest, the identity, the checks and the verifications, which the original passes over.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ BACKUPS = "basebackups_005/"
 WAL = "wal_005/"
 IDENTITY = "identity_005.json"
 CHECKED = "checked_005.json"
+PROBES = "probe_005/"
 OF_THE_PREFIX = (CHECKED, IDENTITY)
 
 STREAMING = ".streaming"
@@ -91,6 +95,16 @@ def manifest_key(backup: str, suffix: str) -> str:
     return f"{BACKUPS}{backup}/manifest.jsonl{suffix}"
 
 
+def verified_key(backup: str) -> str:
+    """The key of what the last verifications of a backup found."""
+    return f"{BACKUPS}{backup}/verified.json"
+
+
+def drill_key(backup: str) -> str:
+    """The key that tells what came of a backup's last drill."""
+    return f"{BACKUPS}{backup}/drill.json"
+
+
 def sentinel_key(backup: str) -> str:
     """The key whose presence says that the backup is complete."""
     return f"{BACKUPS}{backup}{_SENTINEL}"
@@ -121,6 +135,11 @@ def parse_foreign_start(key: str) -> str | None:
     if name == key or not name.startswith("base_") or len(segment) != 24 or not set(segment) <= _HEX or follows not in ("_", "/"):
         return None
     return None if parse_object_key(key) or parse_sentinel_key(key) else segment
+
+
+def probe_key(name: str) -> str:
+    """The key of an object that only tries what the store does."""
+    return f"{PROBES}{name}"
 
 
 def wal_key(name: str, suffix: str) -> str:
