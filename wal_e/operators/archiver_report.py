@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from wal_e.errors import LocalFileError, WaleError
+from wal_e.errors import ConfigurationError, LocalFileError, WaleError
 from wal_e.log import Logger
 from wal_e.operators.backlog import Backlog, alarm
 from wal_e.operators.metrics import ArchiverState, write
@@ -106,3 +106,12 @@ class Report:
     def no_cluster(self, data_directory: str) -> None:
         """There is nothing to work on yet, or any more."""
         self.once("cluster", LocalFileError(f"there is no cluster in {data_directory} yet", "It has no global/pg_control.", "The archiver waits for it."))
+
+
+def other_settings() -> ConfigurationError:
+    """What is said of clients that would store elsewhere, or in another form."""
+    return ConfigurationError(
+        "wal-push was called with other settings than wal-archive",
+        "It does its work itself, more slowly.",
+        "Give both the same prefix, key and credentials, and start wal-archive again. It does not read them anew.",
+    )

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from wal_e.archive.archive import Archive
 from wal_e.archive.identity import read_identity
-from wal_e.errors import BlobFrozen, BlobNotFound, ConfigurationError, DamageError, LocalFileError, StoreError, WalConflict, WalDropped, WaleError, WalRefused
+from wal_e.errors import BlobFrozen, BlobNotFound, DamageError, LocalFileError, StoreError, WalConflict, WalDropped, WaleError, WalRefused
 from wal_e.operators import backlog
 from wal_e.operators.archiver_desk import STORED, Desk, Reply, linger, told
 from wal_e.operators.archiver_marks import FileIdentity, Marks, Stored, file_identity
-from wal_e.operators.archiver_report import Report
+from wal_e.operators.archiver_report import Report, other_settings
 from wal_e.operators.archiver_schedule import MAX_NAMES, Schedule
 from wal_e.operators.archiver_station import Request, Station
 from wal_e.operators.archiver_watch import Watch
@@ -268,7 +268,7 @@ class Archiver:
         path = os.path.join(self._pg_wal, request.name)
         found = file_identity(path) if wal_kind(request.name) else None
         if request.settings != self._plan.settings:
-            self._report.once("settings", _other_settings())
+            self._report.once("settings", other_settings())
             yield ("other", "It was started with other settings: another prefix, key, endpoint or credential.")
         elif found is None or found[:2] != (request.device, request.inode):
             yield ("other", f"It works on {self._pg_wal}, which is not where this file is.")
@@ -293,11 +293,3 @@ class Archiver:
     def _ask(self, name: str) -> None:
         self._schedule.want(name)
         self._wake()
-
-
-def _other_settings() -> ConfigurationError:
-    return ConfigurationError(
-        "wal-push was called with other settings than wal-archive",
-        "It does its work itself, more slowly.",
-        "Give both the same prefix, key and credentials, and start wal-archive again. It does not read them anew.",
-    )
