@@ -16,6 +16,8 @@ stores = {
     "swift": ["python-swiftclient>=4.4", "keystoneauth1>=5.1", "urllib3>=2.1"],
 }
 
+verify = ["numpy>=1.24"]  # for page checksums
+
 setup(
     name="wal-e",
     version=version,
@@ -37,8 +39,9 @@ setup(
     ],
     extras_require={
         **stores,
-        "all": sorted({requirement for requirements in stores.values() for requirement in requirements}),
-        "test": ["pytest>=8", "hypothesis>=6.100"],
+        "verify": verify,
+        "all": sorted({*verify, *(requirement for requirements in stores.values() for requirement in requirements)}),
+        "test": ["pytest>=8", "hypothesis>=6.100", *verify],
         "docs": ["sphinx>=7.2"],
     },
     classifiers=[

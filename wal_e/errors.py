@@ -27,6 +27,7 @@
     |-- WalGap               2   WAL that something needs is not in the store
     |-- WalDropped           2   WAL was given up without being stored, as was asked for
     |-- BacklogAlarm         1   more WAL waits to be archived than the limit allows
+    |-- DrillFailed          2   what a drill restored is not what was asked of it
     |-- TargetRefused        2   the place to restore into cannot be used
     |-- DiskFull             2   no space left                                 (transient)
     |-- LocalFileError       1   a local file could not be read or written
@@ -178,6 +179,10 @@ class BacklogAlarm(WaleError):
     """More WAL waits to be archived than the limit allows."""
 
     status = EXIT_LATER
+
+
+class DrillFailed(WaleError):
+    """What a drill restored does not hold what was asked of it."""
 
 
 class TargetRefused(WaleError):

@@ -31,6 +31,10 @@ class Progress:
         if self._clock() < self._next_line:
             return None
         self._next_line += LINE_EVERY_S
+        return self.line()
+
+    def line(self) -> str:
+        """How far it is, how fast, and how long it will take, in a sentence."""
         rate = self.done_bytes / self.seconds
         share = 100 * self.done_bytes / self.total_bytes if self.total_bytes else 0
         left_s = max(self.total_bytes - self.done_bytes, 0) / rate if rate else 0

@@ -7,7 +7,7 @@ import os
 from wal_e.archive import layout
 from wal_e.archive.identity import LEGACY_SUFFIXES, Identity, claim_identity, read_identity
 from wal_e.blobstore.registry import open_store
-from wal_e.blobstore.wrappers import Metered
+from wal_e.blobstore.wrappers import Metered, ReadOnly
 from wal_e.errors import BlobNotFound, local_error
 from wal_e.pipeline.pipeline import WAL_PIPE_BYTES, Pipeline
 from wal_e.retry import Effort, Policy
@@ -42,6 +42,10 @@ class Archive:
         effort = Effort(patience, patience) if patience else Effort.of(settings)
         store = open_store(settings, lanes=waits.lanes, offload=waits.offload, effort=effort)
         return cls(store, Pipeline(waits, settings.gpg_key_id, pipe_bytes), waits, effort.writes, effort.reads)
+
+    def read_only(self) -> Archive:
+        """The same prefix for a command that only looks: a write is refused."""
+        return Archive(ReadOnly(self.store), self.pipeline, self.waits, self.push_policy, self.fetch_policy)
 
     def decode(self, key: str, raw: int) -> None:
         """Decode what is stored under a key into an open file.
@@ -84,13 +88,18 @@ class Archive:
 
     def has_wal(self, name: str) -> bool:
         """Whether a WAL file is stored, under any suffix that WAL may have here."""
+        return self.wal_key_of(name) is not None
+
+    def wal_key_of(self, name: str) -> str | None:
+        """The key under which a WAL file is stored, with any suffix that WAL may have here; None when it is not."""
         for suffix in self.wal_suffixes():
+            key = layout.wal_key(name, suffix)
             try:
-                self.store.stat(layout.wal_key(name, suffix))
+                self.store.stat(key)
             except BlobNotFound:
                 continue
-            return True
-        return False
+            return key
+        return None
 
     def wal_suffixes(self) -> tuple[str, ...]:
         """The suffixes that WAL may have under this prefix."""

@@ -1,17 +1,24 @@
 """The sentinel of a backup: the JSON document whose presence makes the backup exist.
 
-The first four keys are WAL-E's, with the same types; old readers pass over the rest.
+The first four keys are WAL-E's, with the same types; old readers pass over the rest. The last key is a seal, the
+SHA-256 of all bytes before it, so that no other byte can change unnoticed. Sentinels of the original have none.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from wal_e.archive import layout
 from wal_e.errors import DamageError
+from wal_e.postgres.page import DamagedPages
 from wal_e.postgres.wal import Lsn
+
+_SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n\Z')
 
 
 class Tablespace(NamedTuple):
@@ -26,10 +33,28 @@ class Tablespace(NamedTuple):
         return f"pg_tblspc/{self.oid}"
 
 
+class PageChecks(NamedTuple):
+    """What a push that looked at page checksums found: how many pages it saw, and which are damaged in the cluster itself."""
+
+    pages: int
+    damaged: tuple[DamagedPages, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The same, as it is stored."""
+        return {"pages": self.pages, "damaged": [one._asdict() for one in self.damaged]}
+
+    @classmethod
+    def parse(cls, document: dict[str, Any]) -> PageChecks:
+        """Read what was stored. Raises: KeyError, TypeError, ValueError."""
+        damaged = (DamagedPages(str(one["relation"]), tuple((int(first), int(last)) for first, last in one["blocks"])) for one in document["damaged"])
+        return cls(int(document["pages"]), tuple(damaged))
+
+
 class Facts(NamedTuple):
     """What this project's sentinels say beyond WAL-E's; absent from backups of the original.
 
-    Times are aware and UTC; ``major`` is PostgreSQL's; sizes are in bytes.
+    Times are aware and UTC; ``major`` is PostgreSQL's; sizes are in bytes; ``databases`` has object ids by name.
+    What is None was not asked for, and is left out.
     """
 
     started: datetime
@@ -46,6 +71,8 @@ class Facts(NamedTuple):
     manifest_sha256: str
     online: bool
     wal_e_version: str
+    page_checksums: PageChecks | None = None
+    databases: Mapping[str, int] | None = None
 
 
 class Sentinel(NamedTuple):
@@ -60,7 +87,7 @@ class Sentinel(NamedTuple):
 
 
 def render_sentinel(sentinel: Sentinel) -> bytes:
-    """Write the document: WAL-E's keys, then ours."""
+    """Write the document: WAL-E's keys, then ours, then the seal."""
     document: dict[str, Any] = {
         "wal_segment_backup_stop": sentinel.stop_segment,
         "wal_segment_offset_backup_stop": f"{sentinel.stop_offset:08d}",
@@ -72,22 +99,34 @@ def render_sentinel(sentinel: Sentinel) -> bytes:
         },
     }
     if sentinel.facts is not None:
-        facts = sentinel.facts._asdict()
+        facts = {field: value for field, value in sentinel.facts._asdict().items() if value is not None}
         for field in ("started", "finished"):
             facts[field] = facts[field].isoformat(timespec="milliseconds").replace("+00:00", "Z")
         for field in ("start_lsn", "stop_lsn", "system_identifier"):
             facts[field] = str(facts[field])
+        if sentinel.facts.page_checksums is not None:
+            facts["page_checksums"] = sentinel.facts.page_checksums.document()
         document["wal_e"] = facts
-    return json.dumps(document, indent=1).encode() + b"\n"
+    return sealed(document)
+
+
+def sealed(document: Mapping[str, Any]) -> bytes:
+    """Write a document with its hash as the last key."""
+    unsealed = json.dumps(document, indent=1).encode().removesuffix(b"\n}")
+    return unsealed + f',\n "sha256": "{hashlib.sha256(unsealed).hexdigest()}"\n}}\n'.encode()
 
 
 def parse_sentinel(data: bytes, backup: str) -> Sentinel:
     """Read the document.
 
-    Raises: DamageError naming the key when it is not JSON, or lacks what WAL-E always wrote.
+    Raises: DamageError naming the key when it is not JSON, lacks what WAL-E always wrote, or is not what was sealed.
     """
+    seal = _SEAL.search(data)
+    is_whole = seal is not None and hashlib.sha256(data[: seal.start()]).hexdigest() == seal[1].decode()
     try:
         document = json.loads(data)
+        if not is_whole and (seal or "wal_e" in document):
+            raise ValueError("its hash is not the one in its last line")
         spec = document.get("spec") or document.get("Spec") or {}
         tablespaces = tuple(Tablespace(oid, spec[oid]["loc"]) for oid in spec.get("tablespaces", []))
         return Sentinel(
@@ -107,10 +146,12 @@ def parse_sentinel(data: bytes, backup: str) -> Sentinel:
 
 
 def _facts(document: dict[str, Any]) -> Facts:
-    known = {field: document[field] for field in Facts._fields}
+    known = {field: document[field] for field in Facts._fields if field in document or field not in Facts._field_defaults}
     for field in ("started", "finished"):
         known[field] = datetime.fromisoformat(known[field]).astimezone(UTC)
     for field in ("start_lsn", "stop_lsn"):
         known[field] = Lsn.parse(known[field])
     known["system_identifier"] = int(known["system_identifier"])
+    if "page_checksums" in known:
+        known["page_checksums"] = PageChecks.parse(known["page_checksums"])
     return Facts(**known)

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from wal_e.archive.backup_checks import checks_of
+from wal_e.archive.drill_record import drills_of
 from wal_e.cli.context import Context
 from wal_e.cli.render import HEADER, advice, backup_json, backup_rows, show
 from wal_e.errors import UsageError
@@ -33,8 +35,17 @@ POOL_SIZE = click.option(
 @click.option("--cluster-read-rate-limit", type=click.IntRange(1), metavar="BYTES", help="Read at most this many bytes per second from the cluster.")
 @click.option("--while-offline", is_flag=True, help="Back up a cluster that was shut down cleanly, without connecting to it.")
 @click.option("--fast", is_flag=True, help="Ask for an immediate checkpoint instead of waiting minutes for a spread one.")
+@click.option("--verify-page-checksums", is_flag=True, help="Look at the checksum of each page that is read; report and record damaged ones.")
 @click.pass_obj
-def backup_push(context: Context, pg_cluster_directory: str, pool_size: int, cluster_read_rate_limit: int | None, while_offline: bool, fast: bool) -> None:
+def backup_push(
+    context: Context,
+    pg_cluster_directory: str,
+    pool_size: int,
+    cluster_read_rate_limit: int | None,
+    while_offline: bool,
+    fast: bool,
+    verify_page_checksums: bool,
+) -> None:
     """Store a base backup of the data directory PG_CLUSTER_DIRECTORY.
 
     Connects as libpq does (PGHOST, PGUSER, ...); without PGHOST, to the socket of the server that runs on
@@ -45,7 +56,8 @@ def backup_push(context: Context, pg_cluster_directory: str, pool_size: int, clu
         LOG.warning(f"{name} is not a setting", "It has no effect.", "See the list of settings in the documentation; it may be misspelt.")
     cluster = Cluster.open(pg_cluster_directory)
     archive = context.archive(pool_size, BACKUP_PIPE_BYTES)
-    options = pushing.PushOptions(pool_size, cluster_read_rate_limit or 0, "fast" if fast else "spread", context.settings.archive_timeout_s)
+    pages = "checked" if verify_page_checksums else "unchecked"
+    options = pushing.PushOptions(pool_size, cluster_read_rate_limit or 0, "fast" if fast else "spread", context.settings.archive_timeout_s, pages)
     if while_offline:
         pushing.push_offline(archive, cluster, options, native_sleep)
     else:
@@ -81,7 +93,11 @@ def backup_fetch(context: Context, pg_cluster_directory: str, backup_name: str, 
 def backup_list(context: Context, query: str | None, detail: bool, as_json: bool) -> None:
     """List the complete backups, oldest first: a header and tab-separated columns."""
     if as_json:
-        show(json.dumps([backup_json(backup) for backup in listing.listed(context.archive(1), query)], indent=1) + "\n")
+        archive = context.archive(1)
+        backups = listing.listed(archive, query)
+        checks = checks_of(archive.store, backups)
+        drills = drills_of(archive.store, backups)
+        show(json.dumps([backup_json(backup, checks[backup.name], drills[backup.name]) for backup in backups], indent=1) + "\n")
         return
     archive = context.archive(1)
     show(HEADER)

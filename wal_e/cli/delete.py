@@ -12,7 +12,6 @@ import click
 
 from wal_e.archive.archive import Archive
 from wal_e.archive.retention import Retain
-from wal_e.blobstore.wrappers import ReadOnly
 from wal_e.cli.context import Context
 from wal_e.cli.render import show, shown_time
 from wal_e.operators import delete as deleting
@@ -117,7 +116,7 @@ def garbage(context: click.Context, /, older_than: float | None, **flags: bool) 
 def _run(context: click.Context, own: dict[str, bool], work: Callable[[Archive, Hand, datetime, timedelta], Report], words: list[str], wanted: int = 0) -> None:
     flags = _flags(context, own)
     wal_e: Context = context.obj
-    archive = wal_e.archive(1) if flags.is_real else _read_only(wal_e.archive(1))
+    archive = wal_e.archive(1) if flags.is_real else wal_e.archive(1).read_only()
     keys: list[str] = []
     seen = keys.append if flags.as_json and flags.verbose else (lambda key: show(f"{key}\n")) if flags.verbose else _unseen
     hand: Hand = Deletion(archive.store, seen) if flags.is_real else Rehearsal(seen)
@@ -133,10 +132,6 @@ def _flags(context: click.Context, own: dict[str, bool]) -> Flags:
     dry_run, confirm, verbose, as_json = (own[name] or context.meta[_META][name] for name in _FLAGS)
     why_not = "--dry-run was given" if dry_run else "" if confirm else "--confirm was not given"
     return Flags(confirm and not dry_run, why_not, verbose, as_json)
-
-
-def _read_only(archive: Archive) -> Archive:
-    return Archive(ReadOnly(archive.store), archive.pipeline, archive.waits, archive.push_policy, archive.fetch_policy)
 
 
 def _unseen(key: str) -> None:

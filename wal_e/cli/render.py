@@ -12,7 +12,9 @@ from typing import Any
 
 import click
 
+from wal_e.archive.backup_checks import WAYS, Checks, check_document
 from wal_e.archive.catalog import Backup
+from wal_e.archive.drill_record import DrillRecord, drill_document
 from wal_e.cli.fast import GLOBAL_VALUES
 from wal_e.operators.backup_fetch import Fetched
 from wal_e.postgres.recovery import recovery_settings, render_advice
@@ -55,8 +57,8 @@ def _row(backup: Backup, detail: bool) -> list[str]:
     return [backup.name, shown_time(backup.finished), size, start.segment, f"{start.offset:08d}", stop_segment, stop_offset]
 
 
-def backup_json(backup: Backup) -> dict[str, Any]:
-    """All that is known of a backup; keys of the table first, what is unknown is null."""
+def backup_json(backup: Backup, checks: Checks | None = None, drill: DrillRecord | None = None) -> dict[str, Any]:
+    """All that is known of a backup; keys of the table first, what is unknown is null. ``checks`` are its last verifications, ``drill`` the last drill."""
     row = _row(backup, detail=True)
     document: dict[str, Any] = dict(zip(COLUMNS, (value or None for value in row), strict=True))
     if document["expanded_size_bytes"] is not None:
@@ -68,6 +70,10 @@ def backup_json(backup: Backup) -> dict[str, Any]:
     document["data_directory"] = sentinel.base_prefix if sentinel else None
     for field, value in facts._asdict().items() if facts else ():
         document[field] = shown_time(value) if isinstance(value, datetime) else str(value) if field in ("start_lsn", "stop_lsn", "system_identifier") else value
+    if facts and facts.page_checksums:
+        document["page_checksums"] = facts.page_checksums.document()
+    document["last_verify"] = {way: check_document(checks[way]) if way in checks else None for way in WAYS} if checks is not None else None
+    document["last_drill"] = drill_document(drill) if drill is not None else None
     return document
 
 

@@ -8,8 +8,6 @@ import sys
 
 import click
 
-from wal_e.archive.archive import Archive
-from wal_e.blobstore.wrappers import ReadOnly
 from wal_e.cli.context import Context
 from wal_e.cli.render import show
 from wal_e.cli.wal_json import survey_json, verdict_json
@@ -36,7 +34,7 @@ def wal_verify(context: Context, pgdata: str | None, content: bool, again: bool,
         raise UsageError("--again goes with --content", "", "Without --content nothing is read that could be read again.")
     archive = context.archive(pool_size)
     if not content:
-        archive = _read_only(archive)
+        archive = archive.read_only()
     server = ask_server(archive, os.environ, pgdata)
     verdict = verify(archive, server, Reading(pool_size, "again" if again else "new") if content else None, pgdata)
     show(json.dumps(verdict_json(verdict), indent=1) + "\n" if as_json else verdict_text(verdict))
@@ -49,12 +47,8 @@ def wal_verify(context: Context, pgdata: str | None, content: bool, again: bool,
 @click.pass_obj
 def wal_show(context: Context, as_json: bool) -> None:
     """Draw timelines, backups and gaps as a tree, and say what can be recovered."""
-    survey = look(_read_only(context.archive(1)))
+    survey = look(context.archive(1).read_only())
     show(json.dumps(survey_json(survey), indent=1) + "\n" if as_json else tree_text(survey, UNICODE if _can_draw() else ASCII))
-
-
-def _read_only(archive: Archive) -> Archive:
-    return Archive(ReadOnly(archive.store), archive.pipeline, archive.waits, archive.push_policy, archive.fetch_policy)
 
 
 def _can_draw() -> bool:

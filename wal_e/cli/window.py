@@ -9,9 +9,7 @@ from typing import Any
 
 import click
 
-from wal_e.archive.archive import Archive
 from wal_e.archive.wal_reach import Gap
-from wal_e.blobstore.wrappers import ReadOnly
 from wal_e.cli.context import Context
 from wal_e.cli.render import show
 from wal_e.errors import BackupNotFound, WalGap
@@ -30,8 +28,7 @@ def window(context: Context, as_json: bool) -> None:
     From the first point at which a backup is consistent to the last commit in the store, with times, LSNs and
     the gaps between. Exit status 1: there is no backup, or the store did not answer. 2: no backup can be used, or damage.
     """
-    archive = context.archive(LANES)
-    archive = Archive(ReadOnly(archive.store), archive.pipeline, archive.waits, archive.push_policy, archive.fetch_policy)
+    archive = context.archive(LANES).read_only()
     survey = look(archive)
     windows = recoverable(archive, survey)
     show(json.dumps(windows_json(survey, windows), indent=1) + "\n" if as_json else windows_text(windows) + "".join(_gap_lines(survey)))

@@ -9,7 +9,7 @@ wrong before that, what was written is removed again.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from wal_e.archive import layout
@@ -26,20 +26,22 @@ from wal_e.postgres.backup_manifest import FIRST_WITH_MANIFEST, ListedFile, WalR
 from wal_e.progress import Progress, shown_bytes, shown_seconds
 from wal_e.retry import once_more, retrying
 from wal_e.tar.destination import Destination
-from wal_e.tar.reader import PartitionReader
+from wal_e.tar.reader import PartitionReader, Sieve, Sink
 from wal_e.tar.writer import Member
 
 LOG = Logger(__name__)
 
 LINE_CHECK_S = 5.0
+WATCH_EVERY_S = 0.5
 
 
 class Part(NamedTuple):
-    """One partition to fetch; hash, size and members are None in a backup of the original WAL-E."""
+    """One partition to fetch; hash, size and members are None in a backup of the original WAL-E. ``wanted`` are the members to extract, None: all."""
 
     key: str
     expected: StoredPartition | None
     members: list[Member] | None
+    wanted: frozenset[str] | None = None
 
 
 class Fetched(NamedTuple):
@@ -50,7 +52,17 @@ class Fetched(NamedTuple):
     in_place_tablespaces: bool
 
 
-def fetch_backup(archive: Archive, target_path: str, query: str, pool_size: int, choice: TablespaceChoice) -> Fetched:
+class Hooks(NamedTuple):
+    """What is done besides: ``before_control`` to the whole directory, before ``pg_control`` lets it start; ``watch`` in place of a line a minute."""
+
+    before_control: Callable[[Target], None] | None = None
+    watch: Callable[[Progress], None] | None = None
+
+
+NO_HOOKS = Hooks()
+
+
+def fetch_backup(archive: Archive, target_path: str, query: str, pool_size: int, choice: TablespaceChoice, hooks: Hooks = NO_HOOKS) -> Fetched:
     """Restore a backup into a directory, which wins over the path that the backup was taken from.
 
     Raises: BackupNotFound, TargetRefused, DamageError, DiskFull, LocalFileError, StoreError.
@@ -58,39 +70,60 @@ def fetch_backup(archive: Archive, target_path: str, query: str, pool_size: int,
     backup = Catalog(archive.store).find(query)
     sentinel = backup.readable()
     target = Target.checked(target_path, sentinel, choice)
-    manifest = _manifest(archive, backup.name, sentinel)
+    manifest = read_manifest(archive, backup.name, sentinel)
     try:
-        target.require_space(_needs(manifest, sentinel))
+        target.require_space(needs(manifest, sentinel))
         with target.filling() as destination:
             progress = Progress(sentinel.expanded_bytes, time.monotonic)
             LOG.info(f"fetching {backup.name}", f"{shown_bytes(sentinel.expanded_bytes)} into {target.path}.", action="backup-fetch", state="begin")
-            parts = _parts_of(manifest) if manifest else _listed_parts(archive, backup.name)
-            _fetch_all(archive, parts, destination, pool_size, progress)
+            parts = parts_of(manifest) if manifest else listed_parts(archive, backup.name)
+            if sentinel.facts:
+                destination.hold_control(sentinel.facts.system_identifier)
+            fetch_parts(archive, parts, destination, pool_size, progress, hooks.watch)
             target.settle_tablespaces()
-            if manifest and sentinel.facts and sentinel.facts.major >= FIRST_WITH_MANIFEST:
-                facts = sentinel.facts
-                wal = WalRange(facts.timeline, facts.start_lsn, facts.stop_lsn)
-                write_backup_manifest(target.path, facts.major, facts.system_identifier, wal, _listed_files(manifest))
-            destination.finish()
-            archive.waits.offload(destination.sync)
-            destination.place_control()
-            for notice in destination.notices:
-                LOG.warning(notice, action="backup-fetch")
+            if manifest:
+                list_files(target, sentinel, manifest)
+            make_startable(archive, target, destination, hooks)
     finally:
         if manifest:
             manifest.close()
+    tell_restored(archive, backup.name, progress)
+    return Fetched(backup, target.major(), choice.blind and bool(sentinel.tablespaces))
+
+
+def list_files(target: Target, sentinel: Sentinel, manifest: Manifest) -> None:
+    """Write PostgreSQL's own manifest, for the versions that have one. Raises: LocalFileError, DiskFull."""
+    facts = sentinel.facts
+    if facts and facts.major >= FIRST_WITH_MANIFEST:
+        wal = WalRange(facts.timeline, facts.start_lsn, facts.stop_lsn)
+        write_backup_manifest(target.path, facts.major, facts.system_identifier, wal, _listed_files(manifest))
+
+
+def make_startable(archive: Archive, target: Target, destination: Destination, hooks: Hooks) -> None:
+    """Make a directory with all its files durable, then a cluster. Raises: DamageError, LocalFileError."""
+    destination.finish()
+    if hooks.before_control:
+        hooks.before_control(target)
+    archive.waits.offload(destination.sync)
+    destination.place_control()
+    for notice in destination.notices:
+        LOG.warning(notice, action="backup-fetch")
+
+
+def tell_restored(archive: Archive, backup: str, progress: Progress) -> None:
+    """Log the end."""
     LOG.info(
-        f"{backup.name} is restored",
+        f"{backup} is restored",
         f"{shown_bytes(progress.done_bytes)} in {shown_seconds(progress.seconds)}.",
         action="backup-fetch",
         state="complete",
         store_calls=archive.store.calls,
         received_bytes=archive.store.received_bytes,
     )
-    return Fetched(backup, target.major(), choice.blind and bool(sentinel.tablespaces))
 
 
-def _manifest(archive: Archive, backup: str, sentinel: Sentinel) -> Manifest | None:
+def read_manifest(archive: Archive, backup: str, sentinel: Sentinel) -> Manifest | None:
+    """Fetch a backup's manifest; None, and a warning, for a backup of the original WAL-E. Raises: DamageError, StoreError."""
     if sentinel.facts is None:
         LOG.warning(
             f"{backup} is not verifiable",
@@ -102,10 +135,10 @@ def _manifest(archive: Archive, backup: str, sentinel: Sentinel) -> Manifest | N
         return None
     key = sentinel.facts.manifest_key
     pipeline = archive.pipeline
-    return Manifest.fetch(lambda consume: pipeline.decode(_stored(archive, key), key, consume), key, backup, sentinel.facts.manifest_sha256)
+    return Manifest.fetch(lambda consume: pipeline.decode(stored(archive, key), key, consume), key, backup, sentinel.facts.manifest_sha256)
 
 
-def _stored(archive: Archive, key: str) -> Iterator[bytes]:
+def stored(archive: Archive, key: str) -> Iterator[bytes]:
     """The bytes of an object that the backup needs: where its sentinel is, its absence is damage."""
     try:
         yield from archive.store.get(key)
@@ -117,12 +150,13 @@ def _stored(archive: Archive, key: str) -> Iterator[bytes]:
         ) from None
 
 
-def _parts_of(manifest: Manifest) -> Iterator[Part]:
-    for stored, members in manifest.partitions():
-        yield Part(stored.key, stored, members)
+def parts_of(manifest: Manifest) -> Iterator[Part]:
+    """The partitions as the manifest lists them."""
+    for partition, members in manifest.partitions():
+        yield Part(partition.key, partition, members)
 
 
-def _listed_parts(archive: Archive, backup: str) -> Iterator[Part]:
+def listed_parts(archive: Archive, backup: str) -> Iterator[Part]:
     """The partitions that the store lists; their numbers must have no gap."""
     found = {layout.parse_partition_key(blob.key): blob.key for blob in archive.store.list(layout.partitions_prefix(backup))}
     numbered = sorted((number, key) for number, key in found.items() if number is not None)
@@ -136,7 +170,7 @@ def _listed_parts(archive: Archive, backup: str) -> Iterator[Part]:
         yield Part(key, None, None)
 
 
-def _needs(manifest: Manifest | None, sentinel: Sentinel) -> Iterable[tuple[str, int]]:
+def needs(manifest: Manifest | None, sentinel: Sentinel) -> Iterable[tuple[str, int]]:
     """Path and size of every file to come, for the check of free space."""
     if manifest is None:
         yield "", sentinel.expanded_bytes
@@ -146,21 +180,32 @@ def _needs(manifest: Manifest | None, sentinel: Sentinel) -> Iterable[tuple[str,
             yield member.path, member.size
 
 
-def _fetch_all(archive: Archive, parts: Iterable[Part], destination: Destination, pool_size: int, progress: Progress) -> None:
-    """Fetch and verify all partitions, with a line a minute."""
+def fetch_parts(
+    archive: Archive, parts: Iterable[Part], destination: Destination, pool_size: int, progress: Progress, watch: Callable[[Progress], None] | None
+) -> None:
+    """Fetch and verify partitions, with a line a minute where nobody watches.
+
+    Raises: DamageError naming the key, DiskFull, LocalFileError, StoreError.
+    """
 
     def tick() -> None:
         if line := progress.line_due():
             LOG.info(line, action="backup-fetch", state="progress")
 
-    for outcome in pool.run(lambda part: _fetch_one(archive, part, destination, progress), parts, pool_size, pool.Tick(LINE_CHECK_S, tick)):
+    def fetch(part: Part) -> None:
+        fetch_part(archive, part, destination if part.wanted is None else Sieve(destination, part.wanted), progress)
+
+    due = pool.Tick(WATCH_EVERY_S, lambda: watch(progress)) if watch else pool.Tick(LINE_CHECK_S, tick)
+    for outcome in pool.run(fetch, parts, pool_size, due):
         outcome.value()
 
 
-def _fetch_one(archive: Archive, part: Part, destination: Destination, progress: Progress) -> None:
+def fetch_part(archive: Archive, part: Part, sink: Sink, progress: Progress) -> None:
+    """Read one partition, and compare all of it with the manifest. Raises: as :func:`fetch_parts`."""
+
     def attempt() -> None:
-        measured = Measured(_stored(archive, part.key))
-        reader = PartitionReader(part.key, destination, progress.add)
+        measured = Measured(stored(archive, part.key))
+        reader = PartitionReader(part.key, sink, progress.add)
         archive.pipeline.decode(measured, part.key, reader.read)
         if part.expected is not None and (measured.size, measured.sha256) != (part.expected.size, part.expected.sha256):
             raise DamageError(

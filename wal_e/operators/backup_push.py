@@ -24,12 +24,14 @@ from wal_e.archive.sentinel import Facts, Sentinel, Tablespace, render_sentinel
 from wal_e.errors import DamageError
 from wal_e.log import Logger
 from wal_e.operators.backup_claim import Claim
+from wal_e.operators.backup_pages import PushedPages
 from wal_e.operators.backup_window import Closed, OfflineWindow, OnlineWindow, Opened, Window
 from wal_e.operators.measure import Measured
 from wal_e.operators.wal_wait import wait_for_wal
 from wal_e.pipeline import pool
 from wal_e.postgres.cluster import Cluster
 from wal_e.postgres.files import FileEntry, walk
+from wal_e.postgres.page import LivePages
 from wal_e.postgres.wal import segment_name, segment_start, segments_needed
 from wal_e.progress import Progress, shown_bytes, shown_seconds
 from wal_e.retry import retrying
@@ -42,12 +44,13 @@ PING_EVERY_S = 30.0
 
 
 class PushOptions(NamedTuple):
-    """What the command line says: lanes, bytes per second to read at most (0: no limit), and the checkpoint's pace."""
+    """What the command line says: lanes, bytes per second to read at most (0: no limit), the checkpoint's pace, and whether pages are "checked"."""
 
     pool_size: int
     read_rate_limit: int
     checkpoint: str
     archive_timeout_s: float
+    pages: str = "unchecked"
 
 
 class Pushed(NamedTuple):
@@ -86,6 +89,7 @@ class _Push:
         self._options = options
         self._native_sleep = native_sleep
         self._notices: set[str] = set()
+        self._pages: PushedPages | None = None
 
     def run(self, window: Window) -> Pushed:
         started = datetime.now(UTC)
@@ -107,6 +111,8 @@ class _Push:
 
     def _fill(self, name: str, claim: Claim, window: Window, opened: Opened, manifest: ManifestWriter, started: datetime) -> int:
         LOG.info(f"pushing {name}", f"PostgreSQL {self._cluster.major}, {self._cluster.path}.", action="backup-push", state="begin")
+        if self._options.pages == "checked":
+            self._pages = PushedPages.of(self._cluster, opened.start)
         found = survey(self._walk(opened))
         progress = Progress(found.total_bytes, time.monotonic)
         stored = self._push_partitions(name, window, opened, found, progress, manifest)
@@ -145,21 +151,24 @@ class _Push:
                 LOG.info(line, action="backup-push", state="progress")
 
         for outcome in pool.run(lambda partition: self._push_partition(name, partition, progress), work, lanes, pool.Tick(PING_EVERY_S, tick)):
-            partition, members = outcome.value()
+            partition, members, live = outcome.value()
             manifest.add(partition, members)
             stored.append(partition)
+            if self._pages and live:
+                self._pages.take(live)
         return stored
 
-    def _push_partition(self, name: str, partition: Partition, progress: Progress) -> tuple[StoredPartition, list[Member]]:
+    def _push_partition(self, name: str, partition: Partition, progress: Progress) -> tuple[StoredPartition, list[Member], LivePages | None]:
         """Push one partition; read again from the cluster when the store was away for a moment."""
         key = layout.partition_key(name, partition.number, self._archive.pipeline.suffix)
 
-        def attempt() -> tuple[StoredPartition, list[Member]]:
+        def attempt() -> tuple[StoredPartition, list[Member], LivePages | None]:
             throttle = Throttle(self._options.read_rate_limit / self._options.pool_size, self._native_sleep, time.monotonic)
-            writer = PartitionWriter(self._cluster.path, partition.entries, throttle, progress.add)
+            live = self._pages.watch() if self._pages else None
+            writer = PartitionWriter(self._cluster.path, partition.entries, throttle, progress.add, live)
             measured = Measured(self._archive.pipeline.encode(writer.write))
             self._store.put(key, measured)
-            return StoredPartition(partition.number, key, measured.size, measured.sha256, len(writer.members)), writer.members
+            return StoredPartition(partition.number, key, measured.size, measured.sha256, len(writer.members)), writer.members, live
 
         return retrying(attempt, self._archive.push_policy)
 
@@ -199,12 +208,13 @@ class _Push:
         self, opened: Opened, closed: Closed, started: datetime, stored: list[StoredPartition], expanded_bytes: int, manifest_key: str, digest: str
     ) -> Sentinel:
         segment_size = self._cluster.control.segment_size
+        pages = self._pages.settle(closed.stop if closed.online else None) if self._pages else None
         stop_segment = segment_name(opened.timeline, max(closed.stop - 1, opened.start), segment_size)
         facts = Facts(
             started=started, finished=datetime.now(UTC), start_lsn=opened.start, stop_lsn=closed.stop, timeline=opened.timeline,
             system_identifier=self._cluster.control.system_identifier, major=self._cluster.major, segment_size=segment_size,
             partitions=len(stored), stored_bytes=sum(partition.size for partition in stored), manifest_key=manifest_key, manifest_sha256=digest,
-            online=closed.online, wal_e_version=__version__,
+            online=closed.online, wal_e_version=__version__, page_checksums=pages, databases=closed.databases,
         )  # fmt: skip
         tablespaces = tuple(Tablespace(oid, location) for oid, location in self._cluster.tablespaces().items())
         return Sentinel(stop_segment, closed.stop - segment_start(stop_segment, segment_size), expanded_bytes, self._cluster.path, tablespaces, facts)

@@ -34,11 +34,12 @@ class Opened(NamedTuple):
 
 
 class Closed(NamedTuple):
-    """The end: whether WAL must be waited for, the stop LSN, and the files of the last partition in their order."""
+    """The end: whether WAL must be waited for, the stop LSN, the files of the last partition in their order, and the databases by name, if known."""
 
     online: bool
     stop: Lsn
     files: list[tuple[str, bytes]]
+    databases: dict[str, int] | None
 
 
 class Window(Protocol):
@@ -91,6 +92,7 @@ class OnlineWindow:
     def close(self) -> Closed:
         """Read pg_control as the last file, then stop the backup. Raises: BackupInterrupted, ServerRefused."""
         assert self._opened is not None
+        databases = self._session.databases()
         control, _ = read_control_bytes(self._cluster.path)
         stopped = self._session.stop_backup()
         label = parse_backup_label(stopped.label.decode("utf-8", "surrogateescape"))
@@ -103,7 +105,7 @@ class OnlineWindow:
         files = [("backup_label", stopped.label)]
         if stopped.tablespace_map:
             files.append(("tablespace_map", stopped.tablespace_map))
-        return Closed(True, stopped.stop, [*files, ("global/pg_control", control)])
+        return Closed(True, stopped.stop, [*files, ("global/pg_control", control)], databases)
 
     def archiver_failure(self) -> str | None:
         """What pg_stat_archiver says about the last failure."""
@@ -153,7 +155,7 @@ class OfflineWindow:
         """Check once more that nothing ran. Raises: BackupInterrupted."""
         data, _ = read_control_bytes(self._cluster.path)
         self.ping()
-        return Closed(False, self._cluster.control.checkpoint, [("global/pg_control", data)])
+        return Closed(False, self._cluster.control.checkpoint, [("global/pg_control", data)], None)
 
     def archiver_failure(self) -> None:
         """There is no archiver."""

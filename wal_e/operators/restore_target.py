@@ -17,7 +17,7 @@ from wal_e.errors import DiskFull, LocalFileError, TargetRefused, UsageError, lo
 from wal_e.log import Logger
 from wal_e.postgres.label import render_tablespace_map
 from wal_e.progress import shown_bytes
-from wal_e.tar.destination import Destination
+from wal_e.tar.destination import CONTROL, HELD_CONTROL, Destination
 
 LOG = Logger(__name__)
 
@@ -37,6 +37,14 @@ class TablespaceChoice(NamedTuple):
     spec: Mapping[str, Any] | None
 
 
+class Space(NamedTuple):
+    """A file system, by a directory on it: what would be written there, and what is free."""
+
+    path: str
+    needed_bytes: int
+    free_bytes: int
+
+
 class Target:
     """A checked target: its path, and the location of each tablespace link, by OID."""
 
@@ -53,14 +61,14 @@ class Target:
         """
         path = os.path.abspath(path)
         _require_unused(path)
-        locations = {} if choice.blind else _planned(path, sentinel, choice)
-        _require_apart(path, locations)
+        locations = {} if choice.blind else planned_locations(path, sentinel, choice)
+        require_apart(path, locations)
         for location in locations.values():
-            _require_empty(location, "tablespace location", allowed=())
+            require_empty(location, "tablespace location")
         return cls(path, locations, choice)
 
-    def require_space(self, needs: Iterable[tuple[str, int]]) -> None:
-        """Compare what comes with what is free, per file system. Raises: DiskFull."""
+    def spaces(self, needs: Iterable[tuple[str, int]]) -> list[Space]:
+        """What comes, and what is free, per file system."""
         needed: dict[str, int] = {}
         for path, size in needs:
             root = self._root_of(path)
@@ -70,15 +78,42 @@ class Target:
             existing = _nearest_existing(root)
             device = os.stat(existing).st_dev
             by_device[device] = (existing, by_device.get(device, ("", 0))[1] + size)
-        for existing, size in by_device.values():
-            status = os.statvfs(existing)
-            free = status.f_bavail * status.f_frsize
-            if free < size:
+        return [Space(existing, size, _free_bytes(existing)) for existing, size in by_device.values()]
+
+    def require_space(self, needs: Iterable[tuple[str, int]]) -> list[Space]:
+        """Compare what comes with what is free, per file system, and return it. Raises: DiskFull."""
+        spaces = self.spaces(needs)
+        for space in spaces:
+            if space.free_bytes < space.needed_bytes:
                 raise DiskFull(
-                    f"not enough space to restore at {existing}",
-                    f"{shown_bytes(size)} are needed, {shown_bytes(free)} are free. Nothing was fetched.",
-                    "Free some space, restore elsewhere, or move tablespaces with --restore-spec.",
+                    f"not enough space to restore at {space.path}",
+                    f"{shown_bytes(space.needed_bytes)} are needed, {shown_bytes(space.free_bytes)} are free. Nothing was fetched.",
+                    "Free some space, restore elsewhere, or move tablespaces with --restore-spec or --tablespace.",
                 )
+        return spaces
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether tablespaces become directories in ``pg_tblspc``."""
+        return self._choice.blind
+
+    @property
+    def locations(self) -> dict[str, str]:
+        """Where each tablespace goes, by the path of its link relative to the directory."""
+        return {f"{TABLESPACES}/{oid}": location for oid, location in self._locations.items()}
+
+    def make(self) -> None:
+        """Make the directory, the locations, and the links that are not there. Raises: LocalFileError."""
+        try:
+            os.makedirs(self.path, 0o700, exist_ok=True)
+            for oid, location in self._locations.items():
+                os.makedirs(location, 0o700, exist_ok=True)
+                link = os.path.join(self.path, TABLESPACES, oid)
+                if not os.path.islink(link):
+                    os.makedirs(os.path.dirname(link), 0o700, exist_ok=True)
+                    os.symlink(location, link)
+        except OSError as error:
+            raise local_error(error, f"making {self.path} and its tablespaces") from None
 
     @contextlib.contextmanager
     def filling(self) -> Iterator[Destination]:
@@ -86,14 +121,27 @@ class Target:
         made = [directory for place in (self.path, *self._locations.values()) for directory in _missing(place)]
         had_links = os.path.isdir(os.path.join(self.path, TABLESPACES))
         try:
-            self._make()
-            links = frozenset(f"{TABLESPACES}/{oid}" for oid in self._locations)
-            yield Destination(self.path, links, os.geteuid() == 0)
+            self.make()
+            yield Destination(self.path, frozenset(self.locations), os.geteuid() == 0)
         except BaseException:
             self._empty(keep_links=had_links)
             for directory in sorted(made, reverse=True):
                 with contextlib.suppress(OSError):
                     os.rmdir(directory)
+            raise
+
+    @contextlib.contextmanager
+    def keeping(self, links: frozenset[str]) -> Iterator[Destination]:
+        """Restore over what is there, through these links besides; what is there when the restore fails stays for the next attempt."""
+        try:
+            yield Destination(self.path, links.union(self.locations), os.geteuid() == 0)
+        except BaseException:
+            if not os.path.lexists(os.path.join(self.path, CONTROL)):
+                LOG.warning(
+                    f"the restore into {self.path} is not whole",
+                    "It holds pg_control back, so that no server can be started on it.",
+                    "Run it again with --delta: what is there already is not fetched again.",
+                )
             raise
 
     def settle_tablespaces(self) -> None:
@@ -127,18 +175,6 @@ class Target:
         parts = path.split("/", 2)
         return self._locations.get(parts[1], self.path) if parts[0] == TABLESPACES and len(parts) > 1 else self.path
 
-    def _make(self) -> None:
-        try:
-            os.makedirs(self.path, 0o700, exist_ok=True)
-            for oid, location in self._locations.items():
-                os.makedirs(location, 0o700, exist_ok=True)
-                link = os.path.join(self.path, TABLESPACES, oid)
-                if not os.path.islink(link):
-                    os.makedirs(os.path.dirname(link), 0o700, exist_ok=True)
-                    os.symlink(location, link)
-        except OSError as error:
-            raise local_error(error, f"making {self.path} and its tablespaces") from None
-
     def _empty(self, keep_links: bool) -> None:
         """Remove what this restore wrote; the places were empty before."""
         for root in (*self._locations.values(), self.path):
@@ -160,10 +196,11 @@ def _require_unused(path: str) -> None:
             "There is a postmaster.pid in it.",
             "Restore into a new directory; nothing in this one was touched.",
         )
-    _require_empty(path, "target directory", allowed=(TABLESPACES,))
+    require_empty(path, "target directory", allowed=(TABLESPACES,))
 
 
-def _require_empty(path: str, what: str, allowed: tuple[str, ...]) -> None:
+def require_empty(path: str, what: str, allowed: tuple[str, ...] = ()) -> None:
+    """Refuse a place that holds something. Raises: TargetRefused, LocalFileError."""
     if not os.path.lexists(path):
         return
     if not os.path.isdir(path):
@@ -175,12 +212,14 @@ def _require_empty(path: str, what: str, allowed: tuple[str, ...]) -> None:
         raise TargetRefused(
             f"the {what} {path} is not empty",
             f"It holds {', '.join(sorted(strays)[:5])}{' and more' if len(strays) > 5 else ''}.",
-            "Restore into a new or an empty directory; nothing in this one was touched.",
+            "An earlier restore did not end here. wal-e restore --delta goes on with it; or remove it."
+            if os.path.lexists(os.path.join(path, HELD_CONTROL))
+            else "Restore into a new or an empty directory; nothing in this one was touched.",
         )
 
 
-def _require_apart(path: str, locations: Mapping[str, str]) -> None:
-    """Refuse one place for two purposes: their files would overwrite each other."""
+def require_apart(path: str, locations: Mapping[str, str]) -> None:
+    """Refuse one place for two purposes: their files would overwrite each other. Raises: TargetRefused."""
     taken = {os.path.realpath(path): "the data directory"}
     for oid, location in locations.items():
         other = taken.setdefault(os.path.realpath(location), f"tablespace {oid}")
@@ -199,8 +238,8 @@ def _entries(path: str) -> list[str]:
         raise local_error(error, f"reading {path}") from None
 
 
-def _planned(path: str, sentinel: Sentinel, choice: TablespaceChoice) -> dict[str, str]:
-    """The location of every tablespace, by OID: from the spec, else where links point already."""
+def planned_locations(path: str, sentinel: Sentinel, choice: TablespaceChoice) -> dict[str, str]:
+    """The location of every tablespace, by OID: from the spec, else where links point already. Raises: TargetRefused, UsageError."""
     recorded = {tablespace.oid: tablespace.location for tablespace in sentinel.tablespaces}
     if choice.spec is None:
         return _linked(path, list(recorded))
@@ -244,6 +283,11 @@ def _missing(path: str) -> Iterator[str]:
     while not os.path.isdir(path):
         yield path
         path = os.path.dirname(path)
+
+
+def _free_bytes(path: str) -> int:
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
 
 
 def _nearest_existing(path: str) -> str:

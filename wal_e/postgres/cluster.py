@@ -77,59 +77,70 @@ class Cluster:
         return files.tablespaces(self.path)
 
     def postmaster(self) -> Postmaster | None:
-        """Read who runs on this directory now; None when postmaster.pid is absent or its process is gone.
+        """Read who runs on this directory now, as :func:`read_postmaster` does."""
+        return read_postmaster(self.path)
 
-        Raises: LocalFileError when the file cannot be read or understood.
-        """
-        file = os.path.join(self.path, "postmaster.pid")
-        text = _read_text(file)
-        if text is None:
-            return None
-        lines = [line.strip() for line in text.split("\n")] + [""] * 6
-        try:
-            pid = abs(int(lines[0]))
-            if not 0 < pid < 2**31:
-                raise ValueError(pid)
-            found = Postmaster(pid, lines[1], datetime.fromtimestamp(int(lines[2]), UTC), int(lines[3] or 0), lines[4], lines[5])
-        except (ValueError, OverflowError, OSError):
-            raise LocalFileError(
-                "postmaster.pid cannot be understood",
-                f"{file} begins with {text[:40]!r}.",
-                "A server that is just starting writes it in a moment: run it again. If no server uses this directory, remove the file.",
-            ) from None
-        return found if _is_alive(pid) else None
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other backups of this directory away, as :func:`locked` does."""
+        return locked(self.path, "another backup-push")
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other backups of this directory away, by a lock on the directory itself; nothing is written.
 
-        Raises: LockHeld, at once, when another process has it.
-        """
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise local_error(error, f"opening {self.path}") from error
-        try:
-            self._take(descriptor)
-            yield
-        finally:
-            os.close(descriptor)
+def read_postmaster(data_directory: str) -> Postmaster | None:
+    """Read who runs on a directory now; None when postmaster.pid is absent or its process is gone.
 
-    def _take(self, descriptor: int) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockHeld(
-                f"another backup-push works on {self.path}",
-                "It holds the lock on the data directory.",
-                "Wait until it has ended. If there is none in the list of processes, see with `fuser` who has the directory open.",
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS_HERE:
-                raise local_error(error, f"locking {self.path}") from error
-            _log.warning(
-                f"{self.path} cannot be locked", f"The system says: {error.strerror}.", "On such a file system, take care that no two backups run at once."
-            )
+    Raises: LocalFileError when the file cannot be read or understood.
+    """
+    file = os.path.join(data_directory, "postmaster.pid")
+    text = _read_text(file)
+    if text is None:
+        return None
+    lines = [line.strip() for line in text.split("\n")] + [""] * 6
+    try:
+        pid = abs(int(lines[0]))
+        if not 0 < pid < 2**31:
+            raise ValueError(pid)
+        found = Postmaster(pid, lines[1], datetime.fromtimestamp(int(lines[2]), UTC), int(lines[3] or 0), lines[4], lines[5])
+    except (ValueError, OverflowError, OSError):
+        raise LocalFileError(
+            "postmaster.pid cannot be understood",
+            f"{file} begins with {text[:40]!r}.",
+            "A server that is just starting writes it in a moment: run it again. If no server uses this directory, remove the file.",
+        ) from None
+    return found if _is_alive(pid) else None
+
+
+@contextlib.contextmanager
+def locked(data_directory: str, other: str) -> Iterator[None]:
+    """Keep another command away from a directory, by a lock on the directory itself; nothing is written.
+
+    Raises: LockHeld, at once, saying that ``other`` works there, when another process has it.
+    """
+    try:
+        descriptor = os.open(data_directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise local_error(error, f"opening {data_directory}") from error
+    try:
+        _take(descriptor, data_directory, other)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, data_directory: str, other: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LockHeld(
+            f"{other} works on {data_directory}",
+            "It holds the lock on the data directory.",
+            "Wait until it has ended. If there is none in the list of processes, see with `fuser` who has the directory open.",
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise local_error(error, f"locking {data_directory}") from error
+        _log.warning(
+            f"{data_directory} cannot be locked", f"The system says: {error.strerror}.", "On such a file system, take care that no two commands run at once."
+        )
 
 
 def _read_major(path: str) -> int:

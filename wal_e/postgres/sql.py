@@ -105,6 +105,12 @@ class Session(Questions):
             self._connection.execute("SET client_encoding = 'UTF8'")
         return StoppedBackup(Lsn.parse(stop.decode("ascii")), label, tablespace_map)
 
+    def databases(self) -> dict[str, int]:
+        """Ask which databases there are: their object ids by name. Raises: BackupInterrupted, ServerRefused."""
+        # As bytes, for a name may have been given in any encoding.
+        rows = self._rows("asking for the databases", "SELECT textsend(datname::text), oid::bigint FROM pg_database ORDER BY oid")
+        return {bytes(name).decode("utf-8", "backslashreplace"): oid for name, oid in rows}
+
     def ping(self) -> None:
         """Prove that the session is alive, and keep it so. Raises: BackupInterrupted."""
         self._rows("keeping the session alive", "SELECT 1")

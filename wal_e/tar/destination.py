@@ -3,7 +3,8 @@
 Names in a tar are hostile: nothing is written outside the directory, through ``..``, or through
 a symbolic link other than the tablespace links that this restore made itself. ``global/pg_control``
 comes under another name and takes its place last, so that a restore that did not
-end cannot be started.
+end cannot be started. That name is there from the beginning, with the system identifier of the
+cluster, so that a restore that was killed is known for what it is.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import tarfile
 from functools import lru_cache
 
 from wal_e.errors import DamageError, local_error
+from wal_e.tar.writer import Member
 
 CONTROL = "global/pg_control"
 WAL_DIRECTORIES = ("pg_wal", "pg_xlog")
 HELD_CONTROL = "global/pg_control.wal-e-restore"
+
+_MARK_BYTES = 8  # a system identifier, as pg_control begins with it
 
 
 class Destination:
@@ -47,12 +51,70 @@ class Destination:
         return os.path.join(self._root, HELD_CONTROL if name == CONTROL else name)
 
     def open_file(self, name: str) -> int:
-        """Create a file for writing, replacing a file that an earlier attempt left; return its descriptor."""
+        """Create a file for writing, in place of a file that an earlier attempt left; return its descriptor.
+
+        What was there is not written over: it may have another name, and another owner of its content.
+        """
         path = self.path_of(name)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                return os.open(path, flags, 0o600)
+            except FileExistsError:
+                if not stat.S_ISREG(os.lstat(path).st_mode):
+                    raise
+                os.unlink(path)
+                return os.open(path, flags, 0o600)
         except OSError as error:
             raise local_error(error, f"writing {path}") from None
+
+    def make(self, member: Member) -> None:
+        """Make a directory or a symbolic link of the manifest, which knows no owner: it gets that of the data directory."""
+        info = tarfile.TarInfo(member.path)
+        info.mode, info.mtime, info.linkname = member.mode, member.mtime, member.target
+        owner = os.stat(self._root)
+        info.uid, info.gid = owner.st_uid, owner.st_gid
+        if member.kind == "directory":
+            self.make_directory(member.path, info)
+        elif not os.path.islink(path := self.path_of(member.path)) or os.readlink(path) != member.target:
+            self.make_symlink(member.path, info)
+
+    def make_zeros(self, member: Member) -> None:
+        """Make a sparse file of a member's size."""
+        fd = self.open_file(member.path)
+        try:
+            os.ftruncate(fd, member.size)
+        except OSError as error:
+            raise local_error(error, f"writing {member.path}") from None
+        finally:
+            os.close(fd)
+        self.describe(member)
+
+    def describe(self, member: Member) -> None:
+        """Give a file that is there the mode and time of a member."""
+        path = self.path_of(member.path)
+        try:
+            os.chmod(path, stat.S_IMODE(member.mode))
+            os.utime(path, (member.mtime, member.mtime))
+        except OSError as error:
+            raise local_error(error, f"setting the mode of {path}") from None
+
+    def adopt(self, member: Member) -> None:
+        """Give what a member stands for to the owner of the directory, if that is for us to do."""
+        if self._may_chown:
+            path = self.path_of(member.path)
+            try:
+                status, owner = os.lstat(path), os.stat(self._root)
+                if (status.st_uid, status.st_gid) != (owner.st_uid, owner.st_gid):
+                    os.lchown(path, owner.st_uid, owner.st_gid)
+            except OSError as error:
+                raise local_error(error, f"giving {path} to its owner") from None
+
+    def write(self, fd: int, data: bytes) -> None:
+        """Write all of it."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
 
     def finish_file(self, fd: int, info: tarfile.TarInfo) -> None:
         """Give a written file its owner, mode and time."""
@@ -120,16 +182,35 @@ class Destination:
             finally:
                 os.close(fd)
 
+    def hold_control(self, system_identifier: int) -> None:
+        """Take ``pg_control`` away, or mark the directory; from here on it cannot be started."""
+        held, place = self.path_of(CONTROL), os.path.join(self._root, CONTROL)
+        try:
+            if os.path.lexists(place):
+                os.rename(place, held)
+            elif not os.path.lexists(held):
+                with open(held, "xb") as mark:
+                    mark.write(system_identifier.to_bytes(_MARK_BYTES, "little"))
+            _sync_directory(os.path.dirname(place))
+        except OSError as error:
+            raise local_error(error, f"writing {held}") from None
+
+    def release_control(self) -> None:
+        """Put ``pg_control`` back, when nothing else was changed."""
+        place = os.path.join(self._root, CONTROL)
+        try:
+            os.rename(self.path_of(CONTROL), place)
+        except OSError as error:
+            raise local_error(error, f"writing {place}") from None
+
     def place_control(self) -> None:
         """Move ``pg_control`` to its name; from here on the directory can be started."""
         held, place = os.path.join(self._root, HELD_CONTROL), os.path.join(self._root, CONTROL)
         try:
+            if os.path.getsize(held) == _MARK_BYTES:
+                raise FileNotFoundError
             os.rename(held, place)
-            fd = os.open(os.path.dirname(place), os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            _sync_directory(os.path.dirname(place))
         except FileNotFoundError:
             raise DamageError("the backup holds no pg_control", "None of its partitions contains global/pg_control.", "Use another backup.") from None
         except OSError as error:
@@ -163,6 +244,14 @@ class Destination:
         except FileExistsError:
             if not stat.S_ISDIR(os.lstat(path).st_mode):
                 raise
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def owner_of(info: tarfile.TarInfo) -> tuple[int, int]:

@@ -9,22 +9,80 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from io import RawIOBase
+from typing import Protocol
 
 import google_crc32c
 
 from wal_e.errors import DamageError, local_error
-from wal_e.tar.destination import Destination
 from wal_e.tar.writer import READ_BYTES, Member
+
+
+class Sink(Protocol):
+    """Where members go: a directory, or whoever looks at them on the way. Files come one after the other."""
+
+    def open_file(self, name: str) -> int:
+        """Begin a file; return its descriptor, which the reader closes."""
+
+    def write(self, fd: int, data: bytes) -> None:
+        """Take the next bytes of the file. Raises: OSError."""
+
+    def finish_file(self, fd: int, info: tarfile.TarInfo) -> None:
+        """End a file. Raises: OSError."""
+
+    def make_directory(self, name: str, info: tarfile.TarInfo) -> None:
+        """Take a directory."""
+
+    def make_symlink(self, name: str, info: tarfile.TarInfo) -> None:
+        """Take a symbolic link."""
+
+
+class Sieve:
+    """Lets only wanted members through to another sink; of the others nothing is left."""
+
+    def __init__(self, sink: Sink, wanted: Container[str]) -> None:
+        self._sink = sink
+        self._wanted = wanted
+        self._passes = False
+
+    def open_file(self, name: str) -> int:
+        """Begin a file; the descriptor of one that is not wanted leads nowhere."""
+        self._passes = name in self._wanted
+        if self._passes:
+            return self._sink.open_file(name)
+        try:
+            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise local_error(error, f"opening {os.devnull}") from None
+
+    def write(self, fd: int, data: bytes) -> None:
+        """Pass on the next bytes."""
+        if self._passes:
+            self._sink.write(fd, data)
+
+    def finish_file(self, fd: int, info: tarfile.TarInfo) -> None:
+        """Pass on the end."""
+        if self._passes:
+            self._sink.finish_file(fd, info)
+
+    def make_directory(self, name: str, info: tarfile.TarInfo) -> None:
+        """Pass on a directory."""
+        if name in self._wanted:
+            self._sink.make_directory(name, info)
+
+    def make_symlink(self, name: str, info: tarfile.TarInfo) -> None:
+        """Pass on a link."""
+        if name in self._wanted:
+            self._sink.make_symlink(name, info)
 
 
 class PartitionReader:
     """Extracts the tar of one partition; afterwards ``members`` holds what was in it."""
 
-    def __init__(self, key: str, destination: Destination, wrote: Callable[[int], None]) -> None:
+    def __init__(self, key: str, sink: Sink, wrote: Callable[[int], None]) -> None:
         self._key = key
-        self._destination = destination
+        self._sink = sink
         self._wrote = wrote
         self.members: list[Member] = []
 
@@ -55,9 +113,9 @@ class PartitionReader:
         if info.isreg():
             crc32c = self._extract_file(archive, info)
         elif info.isdir():
-            self._destination.make_directory(name, info)
+            self._sink.make_directory(name, info)
         elif info.issym():
-            self._destination.make_symlink(name, info)
+            self._sink.make_symlink(name, info)
         else:
             raise self._damaged(f"Its member {info.name!r} is neither a file nor a directory nor a symbolic link.")
         kind = "file" if info.isreg() else "directory" if info.isdir() else "symlink"
@@ -68,7 +126,7 @@ class PartitionReader:
         """Write the content, which follows the header in the stream; return its CRC-32C."""
         source = archive.fileobj
         assert source is not None
-        fd = self._destination.open_file(info.name)
+        fd = self._sink.open_file(info.name)
         crc32c, left = 0, info.size
         try:
             while left:
@@ -77,11 +135,9 @@ class PartitionReader:
                     raise self._damaged(f"Its tar ends within {info.name!r}.")
                 crc32c = google_crc32c.extend(crc32c, data)
                 left -= len(data)
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
+                self._sink.write(fd, data)
                 self._wrote(len(data))
-            self._destination.finish_file(fd, info)
+            self._sink.finish_file(fd, info)
         except OSError as error:
             raise local_error(error, f"writing {info.name}") from None
         finally:

@@ -23,6 +23,7 @@ import google_crc32c
 
 from wal_e.errors import local_error
 from wal_e.postgres.files import FileEntry
+from wal_e.postgres.page import LivePages
 
 READ_BYTES = 256 * 1024
 BLOCK = tarfile.BLOCKSIZE
@@ -64,13 +65,16 @@ class Throttle:
 
 
 class PartitionWriter:
-    """Writes the tar of one partition; afterwards ``members`` holds what is in it."""
+    """Writes the tar of one partition; afterwards ``members`` holds what is in it. With ``pages``, those are looked at on the way."""
 
-    def __init__(self, data_directory: str, entries: Iterable[FileEntry], throttle: Throttle, read: Callable[[int], None]) -> None:
+    def __init__(
+        self, data_directory: str, entries: Iterable[FileEntry], throttle: Throttle, read: Callable[[int], None], pages: LivePages | None = None
+    ) -> None:
         self._root = data_directory
         self._entries = entries
         self._throttle = throttle
         self._read = read
+        self._pages = pages
         self.members: list[Member] = []
 
     def write(self, stream: RawIOBase) -> None:
@@ -96,8 +100,11 @@ class PartitionWriter:
             head = header(entry, size)
             crc32c = 0
             left = size
+            scan = self._pages.scan(entry.path, fd) if self._pages else None
             while left:
                 data = self._take(fd, min(left, READ_BYTES), path)
+                if scan:
+                    scan.feed(data)
                 crc32c = google_crc32c.extend(crc32c, data)
                 left -= len(data)
                 _write_all(stream, head + data if head else data)
