@@ -53,7 +53,8 @@ def shown_commands() -> list[tuple[str, str]]:
 
 
 def options_of(command: click.Command) -> set[str]:
-    return {option for parameter in command.params if isinstance(parameter, click.Option) for option in parameter.opts if option.startswith("--")}
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    return {name for option in options for name in (*option.opts, *option.secondary_opts) if name.startswith("--")}
 
 
 def commands() -> list[click.Command]:

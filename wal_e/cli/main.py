@@ -7,7 +7,7 @@ from collections.abc import Callable
 import click
 
 from wal_e import __version__, log
-from wal_e.cli import archiver, backup, backup_verify, check, delete, health, receive, verify, wal, window
+from wal_e.cli import archiver, backup, backup_verify, check, delete, drill, health, receive, restore, verify, wal, window
 from wal_e.cli.context import Context
 from wal_e.cli.render import show
 from wal_e.cli.run import settings_of
@@ -51,7 +51,7 @@ def version() -> None:
     show(f"{__version__}\n")
 
 
-for family in (backup, backup_verify, delete, wal, archiver, health, receive, verify, check, window):
+for family in (backup, backup_verify, delete, wal, archiver, health, receive, restore, verify, check, drill, window):
     for command in family.COMMANDS:
         wal_e.add_command(command)
 

@@ -14,6 +14,10 @@ import os
 
 from wal_e.record import NamedTuple
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 STANDBY = "standby"
 RECOVERY = "recovery"
 
@@ -52,15 +56,29 @@ def requested_role(pg_wal_parent: str) -> str | None:
     return STANDBY if modes and modes[-1] in _TRUE else RECOVERY
 
 
-def recovery_settings(major: int, restore_command: str) -> RecoveryAdvice:
-    """Say which files make a server of this major version recover with ``restore_command``.
+def recovery_settings(major: int, restore_command: str, targets: Mapping[str, str] | None = None, role: str = RECOVERY) -> RecoveryAdvice:
+    """Say which files make a server of this major version recover with ``restore_command``, or a standby that follows the archive with it.
 
+    ``targets`` are settings by name; without any, recovery goes to the end of the archive.
     ``settings`` is whole lines, to be added to ``settings_file``.
     """
-    command = f"restore_command = {_quoted(restore_command)}\n"
+    lines = setting_line("restore_command", restore_command)
+    if targets is None:
+        targets = {"recovery_target_timeline": "latest"} if major >= 12 else {}
+    lines += "".join(setting_line(name, value) for name, value in targets.items())
     if major < 12:
-        return RecoveryAdvice("", RECOVERY_CONF, command)
-    return RecoveryAdvice(RECOVERY_SIGNAL, AUTO_CONF, command + "recovery_target_timeline = 'latest'\n")
+        return RecoveryAdvice("", RECOVERY_CONF, ("standby_mode = 'on'\n" if role == STANDBY else "") + lines)
+    return RecoveryAdvice(STANDBY_SIGNAL if role == STANDBY else RECOVERY_SIGNAL, AUTO_CONF, lines)
+
+
+def setting_line(name: str, value: str) -> str:
+    """One line of a configuration file."""
+    return f"{name} = {_quoted(value)}\n"
+
+
+def setting_name(line: str) -> str:
+    """The name of the setting on one line of a configuration file, in lower case; empty for other lines."""
+    return _setting(line)[0]
 
 
 def render_advice(advice: RecoveryAdvice, target_directory: str) -> str:

@@ -1,0 +1,60 @@
+"""The log of a server that did not do what it was started for: its last words, and whether trying again may help."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from wal_e import errors
+from wal_e.errors import EXIT_LATER, ServerRefused, ServerUnavailable, WaleError
+
+TAIL_BYTES = 64 * 1024
+MAX_LINES = 8
+
+_TELLING = re.compile(r"(?:FATAL|PANIC|ERROR|HINT|DETAIL|WARNING|MSG): ")
+_FATAL = re.compile(r"(?:FATAL|PANIC): ")
+_OURS = re.compile(r" error=(\w+)")  # in the records of the wal-fetch that the server ran
+
+
+def explained(message: str, data_directory: str, log_path: str, hint: str) -> WaleError:
+    """The error for a server that failed, with its last words.
+
+    It may succeed later, a ServerUnavailable, when the wal-fetch that the server called failed for such a reason; else a ServerRefused.
+    """
+    text = _tail(data_directory, log_path)
+    told = [getattr(errors, name, None) for name in _OURS.findall(text)[-1:]]
+    may_pass = any(isinstance(kind, type) and issubclass(kind, WaleError) and kind.status == EXIT_LATER for kind in told)
+    return (ServerUnavailable if may_pass else ServerRefused)(message, _words(text), hint)
+
+
+def said_in(data_directory: str, log_path: str) -> str:
+    """What a server said last, as the detail of an error."""
+    return _words(_tail(data_directory, log_path))
+
+
+def _words(text: str) -> str:
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    telling = {number for number, line in enumerate(lines) if _TELLING.search(line)} or set(range(len(lines)))
+    telling |= {number - 1 for number, line in enumerate(lines) if number and _FATAL.search(line)}  # which line of a file is wrong, for one
+    return f"Its log ends: {' | '.join(lines[number] for number in sorted(telling)[-MAX_LINES:])}" if telling else "It wrote no log."
+
+
+def _tail(data_directory: str, log_path: str) -> str:
+    """The end of our log, and of the one that a server's own collector of logs writes."""
+    paths = [log_path]
+    try:
+        with open(os.path.join(data_directory, "current_logfiles"), errors="surrogateescape") as stream:
+            paths += [os.path.join(data_directory, line.split(" ", 1)[1].strip()) for line in stream if line.startswith("stderr ")]
+    except (OSError, IndexError):
+        pass
+    return "\n".join(_end_of(path) for path in paths)
+
+
+def _end_of(path: str) -> str:
+    try:
+        with open(path, "rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - TAIL_BYTES))
+            return stream.read().decode(errors="replace")
+    except OSError:
+        return ""
