@@ -83,10 +83,10 @@ class Server:
 
     def _processes(self) -> list[int]:
         found = []
-        for place in Path("/proc").glob("[0-9]*/cwd"):
+        for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
-                if place.readlink() == self.data:
-                    found.append(int(place.parent.name))
+                if Path(f"/proc/{name}/cwd").readlink() == self.data:
+                    found.append(int(name))
         return found
 
     def is_running(self) -> bool:

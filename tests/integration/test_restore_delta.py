@@ -12,7 +12,8 @@ NEVER = 2
 WAITING = """
 if os.path.exists({held!r}):
     parent = os.getppid()
-    while os.getppid() == parent:
+    deadline = time.monotonic() + 5  # for one whose parent was killed before it looked
+    while os.getppid() == parent and time.monotonic() < deadline:
         time.sleep(0.02)
     sys.exit(1)
 """

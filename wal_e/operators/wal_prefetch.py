@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from wal_e.errors import BlobNotFound, WaleError, WalRefused, local_error
+from wal_e.errors import BlobNotFound, LocalFileError, WaleError, WalRefused, local_error
 from wal_e.log import Logger
 from wal_e.operators.prefetch_directory import PrefetchDirectory, move
 from wal_e.operators.prefetch_window import PrefetchWindow
@@ -115,7 +115,11 @@ def prefetch(archive: Archive, pg_wal: str, first: str, count: int) -> None:
             _Prefetcher(archive, directory, pg_wal, PrefetchWindow(directory, pg_wal, first, count)).work()
         finally:
             os.close(lock)
-    except OSError as error:
+    except (OSError, LocalFileError) as error:
+        if not os.path.isdir(directory.ready):
+            return  # whoever removed it wants no prefetching
+        if isinstance(error, LocalFileError):
+            raise
         raise local_error(error, f"prefetching into {directory.ready}") from None
 
 
