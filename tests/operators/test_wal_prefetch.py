@@ -298,7 +298,9 @@ def test_what_a_predecessor_left_is_used_or_removed(background, directory, serve
 def test_a_segment_is_taken_as_soon_as_it_is_ready(background, directory, destination, server_process):
     directory.announce(SEG)
     lock = directory.lock()
-    late = threading.Timer(0.2, lambda: write(directory.path(SEG), build_wal.build_segment(SEG)))
+    written = os.path.join(directory.running, SEG, "tmp")
+    write(written, build_wal.build_segment(SEG))
+    late = threading.Timer(0.2, lambda: os.rename(written, directory.path(SEG)))
     late.start()
     try:
         assert take(SEG, destination)
