@@ -471,7 +471,7 @@ timeline 9: 000000090000000000000001 to 000000090000000000000001, 1 segment, 100
 
 1 of 3 backups can be recovered to the end of the stored WAL
 the newest of them: base_00000003000000000000000C_00000040, up to 00000003000000000000000E, stored 2026-03-09T02:00:00.000Z
-"""  # noqa: E501
+"""  # noqa: E501  # lines as they are printed
 
 
 def test_the_tree_nests_timelines_and_shows_backups_and_gaps_at_their_place(storied):

@@ -86,7 +86,7 @@ class BlobStore(ABC):
         Raises: BlobNotFound (by the call or instead of the first chunk, never later), BlobFrozen.
         """
 
-    def open_file(self, key: str) -> int | None:  # noqa: ARG002
+    def open_file(self, key: str) -> int | None:  # noqa: ARG002  # for those that are files
         """Open the file that a blob is, for a program to read it itself; None where blobs are no files.
 
         The descriptor is the caller's. Raises: BlobNotFound.

@@ -201,11 +201,11 @@ class ReadOnly(BlobStore):
         """The prefix of the store within."""
         return self._store.url
 
-    def put(self, key: str, chunks: Iterable[bytes]) -> int:  # noqa: ARG002
+    def put(self, key: str, chunks: Iterable[bytes]) -> int:  # noqa: ARG002  # refused whatever it is
         """Refuse. Raises: UsageError."""
         raise self._refused(f"{self.url_of(key)} was not written.")
 
-    def create(self, key: str, chunks: Iterable[bytes]) -> int:  # noqa: ARG002
+    def create(self, key: str, chunks: Iterable[bytes]) -> int:  # noqa: ARG002  # refused whatever it is
         """Refuse. Raises: UsageError."""
         raise self._refused(f"{self.url_of(key)} was not written.")
 
@@ -225,7 +225,7 @@ class ReadOnly(BlobStore):
         """Yield the blobs in byte order of key."""
         return self._store.list(prefix)
 
-    def delete(self, keys: Iterable[str]) -> None:  # noqa: ARG002
+    def delete(self, keys: Iterable[str]) -> None:  # noqa: ARG002  # refused whatever it is
         """Refuse. Raises: UsageError."""
         raise self._refused("Nothing was deleted.")
 

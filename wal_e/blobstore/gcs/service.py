@@ -138,7 +138,7 @@ class GcsService(Service):
         return Purpose(operation, f"{self._url}/{key}")
 
 
-class _Batch(Batch):  # type: ignore[misc]
+class _Batch(Batch):  # type: ignore[misc]  # its library has no types
     """A batch that keeps what became of each of its requests, where the library's own only returns it from :meth:`finish`."""
 
     def finish(self, raise_exception: bool = True) -> Any:
