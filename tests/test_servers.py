@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fix_postgres import wait_until
+from fix_postgres import client_programs, wait_until
 from servers import azurite, gcs, gcs_token, moto, server, swift, versity
 
 SERVERS = [moto, versity, gcs, azurite, swift]
@@ -255,3 +255,16 @@ def test_googles_library_gets_its_tokens_from_the_stand_in(tmp_path):
             environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **environ}
             child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environ, timeout=60)
             assert child.stdout.strip() == expected, child.stderr
+
+
+@pytest.mark.parametrize("major", range(10, 19))
+def test_every_major_version_of_postgresql_can_be_had(make_server, major):
+    running = make_server(major=major, wal_segsize_mb=16 if major == 10 else 1, checksums=major % 2 == 0)
+    running.start()
+    assert int(running.psql("show server_version_num")) // 10000 == major
+    assert running.psql("show data_checksums") == ("on" if major % 2 == 0 else "off")
+
+
+def test_the_client_programs_of_postgresql_run():
+    for name in ("pg_verifybackup", "pg_waldump", "pg_controldata"):
+        assert "18" in subprocess.check_output([client_programs() / name, "--version"], text=True)

@@ -2,8 +2,8 @@
 
 script/test installs them and says where in ``WALE_TEST_SERVERS``. A server that could not be
 installed has its tests skipped with the reason, unless ``WALE_TEST_REQUIRE`` (a comma list of
-s3, gcs, azure and swift) names its kind of store: then they fail. Both variables are read on import:
-no test sees ``WALE_*`` variables of ours.
+s3, gcs, azure, swift and postgresql: its major versions beside the installed one) names its
+kind: then they fail. Both variables are read on import: no test sees ``WALE_*`` variables of ours.
 
 A server ends with its context manager, and with the process of the tests however that ends: the kernel sends it SIGKILL then.
 """
