@@ -436,7 +436,8 @@ def test_nothing_to_do_is_done(store, archive):
 
 
 def test_everything_takes_all_of_the_layout_and_nothing_else(store, archive, full):
-    for key in ("basebackups_005/notes.txt", "basebackups_005/base_X/y", "wal_005/readme", "wal_0050/x", "other/wal_005/x", layout.CHECKED, layout.IDENTITY):
+    foreign = ("basebackups_005/notes.txt", "basebackups_005/base_X/y", "wal_005/readme", "wal_0050/x", "other/wal_005/x")
+    for key in (*foreign, layout.CHECKED, layout.IDENTITY, layout.probe_key("x")):
         content = json.dumps({"system_identifiers": ["7"], "wal_suffixes": [".lzo"]}).encode()
         store.put(key, [content])
     store.changes.clear()
@@ -446,7 +447,7 @@ def test_everything_takes_all_of_the_layout_and_nothing_else(store, archive, ful
     assert keys(store) == ["other/wal_005/x", "wal_0050/x"]
     assert report.kept_unknown == 2
     assert store.changes[-1] == layout.IDENTITY
-    assert report.total.objects == 5 * 5 + 45 + 5 + 1 + 5
+    assert report.total.objects == 5 * 5 + 45 + 5 + 1 + 6
 
 
 def test_everything_keeps_the_wal_when_a_backup_stays(store, archive, full):
@@ -493,6 +494,15 @@ def test_garbage_finishes_a_deletion_at_once(store, archive):
     mark_deleted(store, name)
     garbage(archive, now=NOW)
     assert keys(store) == []
+
+
+def test_garbage_takes_old_probes(store, archive):
+    store.now = NOW
+    store.put(layout.probe_key("old"), [b"x"])
+    store.now = NOW + 10 * DAY
+    store.put(layout.probe_key("new"), [b"x"])
+    assert garbage(archive).others.objects == 1
+    assert keys(store) == [layout.probe_key("new")]
 
 
 def test_garbage_takes_what_the_store_hides_when_it_is_old(store, archive):

@@ -119,7 +119,7 @@ def delete_backups(archive: Archive, policy: Policy, hand: Hand, now: datetime, 
 
 
 def delete_garbage(archive: Archive, hand: Hand, now: datetime, age: timedelta) -> Report:
-    """Let go what is no part of a backup and was not added to for ``age``: remnants, and what the store keeps out of sight."""
+    """Let go what is no part of a backup and was not added to for ``age``: remnants, probes, and what the store keeps out of sight."""
     report = Report()
     inventory = take_inventory(archive.store, now, age)
     report.kept = [backup.name for backup in inventory.backups]
@@ -129,6 +129,7 @@ def delete_garbage(archive: Archive, hand: Hand, now: datetime, age: timedelta) 
             report.kept_remnants.append(remnant.name)
         else:
             _erase_remnant(archive.store, remnant.name, hand, report)
+    report.others = hand.erase(blob for blob in archive.store.list(layout.PROBES) if blob.modified < now - age)
     for leftover in archive.store.leftovers():
         if leftover.started < now - age:
             report.leftovers = report.leftovers.plus(hand.discard(leftover))
@@ -136,7 +137,7 @@ def delete_garbage(archive: Archive, hand: Hand, now: datetime, age: timedelta) 
 
 
 def delete_everything(archive: Archive, hand: Hand, now: datetime, age: timedelta) -> Report:
-    """Let go all of layout 005: backups, whatever else lies beside them, WAL, and last the identity of the prefix."""
+    """Let go all of layout 005: backups, whatever else lies beside them, probes, WAL, and last the identity of the prefix."""
     report = Report()
     store = archive.store
     inventory = take_inventory(store, now, age)
@@ -150,11 +151,13 @@ def delete_everything(archive: Archive, hand: Hand, now: datetime, age: timedelt
         _erase_remnant(store, remnant.name, hand, report)
     for belongs in (_is_beside, _is_within):
         report.others = report.others.plus(hand.erase(blob for blob in store.list(layout.BACKUPS) if _is_foreign(blob) and belongs(blob)))
+    report.others = report.others.plus(hand.erase(store.list(layout.PROBES)))
     _erase_wal(archive, lambda _name, _blob: True, hand, report)
     hand.finish()
     for key in layout.OF_THE_PREFIX:
         report.others = report.others.plus(hand.erase([blob for blob in store.list(key) if blob.key == key]))
-    report.kept_unknown = sum(not blob.key.startswith((layout.BACKUPS, layout.WAL)) and blob.key not in layout.OF_THE_PREFIX for blob in store.list())
+    ours = (layout.BACKUPS, layout.WAL, layout.PROBES)
+    report.kept_unknown = sum(not blob.key.startswith(ours) and blob.key not in layout.OF_THE_PREFIX for blob in store.list())
     return report
 
 
