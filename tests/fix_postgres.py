@@ -233,10 +233,10 @@ def _template(_server_root):
     """A function that returns a fresh, never started data directory to copy from; initdb runs once for each kind."""
 
     @functools.cache
-    def template(wal_segsize_mb: int, programs: Path | None = None, *, checksums: bool | None = None) -> Path:
+    def made(wal_segsize_mb: int, programs: Path, checksums: bool | None) -> Path:
         data = Path(tempfile.mkdtemp(prefix=f"template-{wal_segsize_mb}-", dir=_server_root))
         give_to_server_user(data)
-        argv = [(programs or bindir()) / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+        argv = [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
         if wal_segsize_mb != 16:  # 10 has no other size
             argv.append(f"--wal-segsize={wal_segsize_mb}")
         if checksums is not None and checksums != _has_checksums_unasked(argv[0]):
@@ -244,6 +244,9 @@ def _template(_server_root):
         result = run_as_server_user(argv, env={"PATH": os.environ["PATH"], "LANG": "C", "TZ": "UTC"}, cwd=_server_root)
         assert result.returncode == 0, result.stdout + result.stderr
         return data
+
+    def template(wal_segsize_mb: int, programs: Path | None = None, *, checksums: bool | None = None) -> Path:
+        return made(wal_segsize_mb, programs or bindir(), checksums)
 
     return template
 
