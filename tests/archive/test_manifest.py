@@ -48,6 +48,16 @@ def test_what_was_written_is_read(contents):
     manifest.close()
 
 
+@given(CONTENTS)
+def test_the_largest_partitions_come_first_with_the_same_members(contents):
+    manifest = read(*written(contents))
+    found = list(manifest.largest_first())
+    assert sorted(found, key=lambda one: one[0].number) == list(manifest.partitions())
+    sizes = [sum(member.size for member in members) for _, members in found]
+    assert sizes == sorted(sizes, reverse=True)
+    manifest.close()
+
+
 def test_directories_and_links_come_back():
     members = [Member("", "directory", 0, 0o700, 5, 0, ""), Member("log", "symlink", 0, 0o777, 6, 0, "/var/log/\udcff")]
     manifest = read(*written([members]))

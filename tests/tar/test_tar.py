@@ -97,6 +97,50 @@ def test_any_contents_round_trip_with_their_checksums(tmp_path_factory, contents
     assert [(root / "t" / str(number)).read_bytes() for number in range(len(contents))] == contents
 
 
+class Dribble(io.RawIOBase):
+    """A stream that has a few bytes at a time, as a pipe may."""
+
+    def __init__(self, data):
+        self._data = io.BytesIO(data)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        data = self._data.read(min(len(buffer), 7))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def test_a_stream_that_comes_in_small_pieces_is_read_like_any_other(source, target):
+    (source / ("n" * 150)).write_bytes(os.urandom(3000))
+    (source / "empty").write_bytes(b"")
+    data, members = written(source, [entry("", "directory", mode=0o700), entry("n" * 150), entry("empty")])
+    reader = PartitionReader("part_00000000.tar.lzo", Destination(str(target), frozenset(), False), ignore)
+    reader.read(Dribble(data))
+    assert reader.members == members
+    assert (target / ("n" * 150)).read_bytes() == (source / ("n" * 150)).read_bytes()
+
+
+def test_a_header_that_would_take_much_memory_is_damage(target):
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 1 << 20
+    with pytest.raises(DamageError, match="is damaged") as caught:
+        extracted(name.tobuf(tarfile.GNU_FORMAT) + b"x" * (1 << 20), target)
+    assert "a header of 1048576 bytes" in caught.value.detail
+
+
+def test_a_large_file_begins_to_go_to_disk_while_it_is_written(target, monkeypatch):
+    begun = []
+    monkeypatch.setattr("wal_e.tar.destination.start_writeback", lambda _fd, offset, length: begun.append((offset, length)))
+    destination = Destination(str(target), frozenset(), False)
+    fd = destination.open_file("large")
+    for _ in range(20 * 4):
+        destination.write(fd, bytes(256 * 1024))
+    os.close(fd)
+    assert begun == [(0, 8 << 20), (8 << 20, 8 << 20)]
+
+
 def test_gnu_tar_reads_what_is_written(source, target):
     (source / "a").mkdir()
     (source / "a" / ("n" * 150)).write_bytes(b"content")
@@ -296,6 +340,26 @@ def test_large_files_go_first_the_largest_of_them_first_of_all():
 def test_a_partition_has_no_more_members_than_the_original_allows():
     entries = walked([0] * 20_000)
     assert max(len(part.entries) for part in partition.partitions(partition.survey(entries), lambda: iter(entries), 4)) == 6144
+
+
+def test_files_that_are_not_of_pages_share_no_partition_with_those_that_are_unless_one_holds_all():
+    relations = [entry(f"base/5/{number}", size=8 << 20) for number in range(20)]
+    others = [entry(name, size=100) for name in ("PG_VERSION", "base/5/PG_VERSION", "base/5/pg_filenode.map", "postgresql.auto.conf")]
+    walk = [entry("", "directory"), entry("base/5", "directory"), *sorted(relations + others), entry("base/5/9.1", size=30 << 20)]
+    planned = [{one.path for one in part.entries} for part in partition.partitions(partition.survey(walk), lambda: iter(walk), 1)]
+    assert planned[-1] == {one.path for one in others} | {"base/5"}
+    assert len(planned) > 2
+    few = [one for one in walk if one.size < 1000]
+    assert len(list(partition.partitions(partition.survey(few), lambda: iter(few), 1))) == 1
+
+
+def test_the_data_directory_comes_first_even_where_other_files_fill_a_partition_before():
+    walk = [entry("", "directory"), *(entry(f"aaa/{number}") for number in range(7000)), *(entry(f"base/5/{number}", size=8 << 20) for number in range(9))]
+    planned = list(partition.partitions(partition.survey(walk), lambda: iter(walk), 1))
+    assert [part.number for part in planned] == list(range(len(planned)))
+    assert planned[0].entries[0].path == ""
+    assert max(len(part.entries) for part in planned) <= partition.MAX_MEMBERS
+    assert sorted(one.path for part in planned for one in part.entries) == sorted(one.path for one in walk)
 
 
 def test_files_that_come_and_go_between_the_walks_do_no_harm():

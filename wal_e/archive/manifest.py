@@ -15,8 +15,10 @@ The sentinel repeats that last hash, so that a manifest cannot be exchanged unno
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from io import RawIOBase
 from tempfile import TemporaryFile
@@ -28,6 +30,8 @@ from wal_e.tar.writer import Member
 FORMAT = 1
 COPY_BYTES = 256 * 1024
 SPOOLING = "writing the manifest to a temporary file"
+
+_SIZE = re.compile(rb'"size":([0-9]+)')
 
 
 class StoredPartition(NamedTuple):
@@ -119,22 +123,41 @@ class Manifest:
 
     def partitions(self) -> Iterator[tuple[StoredPartition, list[Member]]]:
         """Yield each partition with its members, in the order of the manifest."""
+        return self._partitions_from(0)
+
+    def largest_first(self) -> Iterator[tuple[StoredPartition, list[Member]]]:
+        """Yield the same, those with the most content first: lanes that take them in this order end together."""
+        for _, offset in sorted(self._places, reverse=True):
+            yield next(self._partitions_from(offset))
+
+    def close(self) -> None:
+        """Forget the spool."""
+        _forget(self._spool)
+
+    def _partitions_from(self, offset: int) -> Iterator[tuple[StoredPartition, list[Member]]]:
+        self._spool.seek(offset)
         members: list[Member] = []
-        for document in self._documents():
+        for document in map(json.loads, self._spool):
             if "key" in document:
                 yield StoredPartition(document["partition"], document["key"], document["size"], document["sha256"], document["files"]), members
                 members = []
             elif "kind" in document:
                 members.append(_parsed_member(document))
 
-    def close(self) -> None:
-        """Forget the spool."""
-        _forget(self._spool)
-
-    def _documents(self) -> Iterator[dict[str, Any]]:
+    @functools.cached_property
+    def _places(self) -> list[tuple[int, int]]:
+        """Bytes of content of each partition, and where its lines begin."""
         self._spool.seek(0)
+        begin = end = len(self._spool.readline())
+        places, content_bytes = [], 0
         for line in self._spool:
-            yield json.loads(line)
+            end += len(line)
+            if line.startswith(b'{"partition":'):
+                places.append((content_bytes, begin))
+                begin, content_bytes = end, 0
+            elif size := _SIZE.search(line):
+                content_bytes += int(size[1])
+        return places
 
     def _verify(self, backup: str, digest: str) -> None:
         self._spool.seek(0)

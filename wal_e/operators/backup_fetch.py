@@ -151,8 +151,8 @@ def stored(archive: Archive, key: str) -> Iterator[bytes]:
 
 
 def parts_of(manifest: Manifest) -> Iterator[Part]:
-    """The partitions as the manifest lists them."""
-    for partition, members in manifest.partitions():
+    """The partitions that the manifest lists, the largest first."""
+    for partition, members in manifest.largest_first():
         yield Part(partition.key, partition, members)
 
 

@@ -120,8 +120,8 @@ class DeltaPlan:
             yield f"remove {path}"
 
     def partitions(self) -> Iterator[tuple[StoredPartition, list[Member], bytes]]:
-        """Yield each partition with its members and the fate of each."""
-        for partition, members in self.manifest.partitions():
+        """Yield each partition, the largest first, with its members and the fate of each."""
+        for partition, members in self.manifest.largest_first():
             yield partition, members, self._fates.get(partition.number, b"")
 
     def strays(self) -> list[str]:
@@ -180,7 +180,7 @@ class DeltaPlan:
 
 
 def _batches(manifest: Manifest) -> Iterator[Batch]:
-    for partition, members in manifest.partitions():
+    for partition, members in manifest.largest_first():
         first = place = size = 0
         for end, member in enumerate(members, 1):
             size += member.size

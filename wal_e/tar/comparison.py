@@ -33,6 +33,11 @@ _OF_PAGES = re.compile(
 )
 
 
+def is_of_pages(path: str) -> bool:
+    """Whether a file consists of pages, so that its checksum tells about its content."""
+    return _OF_PAGES.fullmatch(path) is not None
+
+
 class Paths:
     """A set of paths; one in 2**64 others would be taken for a member."""
 
@@ -135,7 +140,7 @@ class Copy:
         if is_zeroed:
             self._looked(member.size)
             return status.st_blocks == 0
-        if not _OF_PAGES.fullmatch(member.path) and int(status.st_mtime) != member.mtime:
+        if not is_of_pages(member.path) and int(status.st_mtime) != member.mtime:
             self._looked(member.size)
             return False
         return self._crc32c(self._place(member.path)) == member.crc32c
@@ -179,12 +184,14 @@ def beyond(root: str, links: frozenset[str], stays: Paths) -> list[str]:
     """List what is in a directory and not in a set of paths: files and links, and directories as one.
 
     ``pg_control`` is not listed, under either name; nor is what else is in the place of a tablespace,
-    which may hold those of other versions.
+    which may hold those of other versions; nor that place itself, where it lies inside the directory.
 
     Raises: LocalFileError.
     """
     found = []
     pending = [""]
+    inside = _inside(root, links)
+    above = {path[:end] for path in inside for end in range(len(path)) if path[end] == "/"}
     while pending:
         directory = pending.pop()
         place = os.path.join(root, directory)
@@ -192,9 +199,9 @@ def beyond(root: str, links: frozenset[str], stays: Paths) -> list[str]:
             with os.scandir(place) as entries:
                 for entry in entries:
                     path = f"{directory}/{entry.name}" if directory else entry.name
-                    if entry.name == "lost+found" or path in (CONTROL, HELD_CONTROL):
+                    if entry.name == "lost+found" or path in (CONTROL, HELD_CONTROL) or path in inside:
                         continue
-                    if path in stays:
+                    if path in stays or path in above:
                         if path in links or entry.is_dir(follow_symlinks=False):
                             pending.append(path)
                     elif directory not in links or not directory.startswith("pg_tblspc/"):
@@ -204,3 +211,10 @@ def beyond(root: str, links: frozenset[str], stays: Paths) -> list[str]:
         except OSError as error:
             raise local_error(error, f"reading {place}") from None
     return sorted(found)
+
+
+def _inside(root: str, links: frozenset[str]) -> set[str]:
+    """The places in a directory to which links in it lead; what is in them counts below the link."""
+    top = os.path.realpath(root)
+    places = (os.path.realpath(os.path.join(root, link)) for link in links)
+    return {os.path.relpath(place, top) for place in places if place.startswith(f"{top}/")}

@@ -5,6 +5,9 @@ together, few enough that a store is not littered, never so large that a retry h
 are never split; large ones go first, the largest of them first of all. The cluster is
 walked twice instead of being remembered, so that memory does not grow with it.
 
+Small files that are none of pages (settings, maps, versions) keep to themselves, where one partition is not
+enough: a delta restore fetches some of them nearly always, and with them whatever is in their partition.
+
 WAL-E's limit of 6144 members a partition (1.5 GiB of 256 KiB files) is kept.
 """
 
@@ -14,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from wal_e.postgres.files import FileEntry
+from wal_e.tar.comparison import is_of_pages
 
 MAX_MEMBERS = 6144
 MIN_BYTES = 64 * 1024 * 1024
@@ -62,16 +66,45 @@ def partitions(found: Survey, walk_again: Callable[[], Iterable[FileEntry]], lan
     """
     full_bytes = target_bytes(found.total_bytes, lanes)
     large = {entry.path for entry in found.large}
-    number = held_bytes = 0
-    held: list[FileEntry] = []
+    root: list[FileEntry] = []
+    pages, others = _Filling(full_bytes), _Filling(full_bytes)
+    number = 0
     for entry in _root_first(walk_again(), found.large, large):
-        if (held_bytes and held_bytes + entry.size > full_bytes) or len(held) == MAX_MEMBERS:
-            yield Partition(number, held)
-            number, held_bytes, held = number + 1, 0, []
-        held.append(entry)
-        held_bytes += entry.size
-    if held:
-        yield Partition(number, held)
+        if entry.path == "":
+            root = [entry]
+            continue
+        filling = pages if found.total_bytes <= full_bytes or entry.path in large or is_of_pages(entry.path) else others
+        if filling.is_full_for(entry, len(root)):
+            yield Partition(number, root + filling.take())
+            number, root = number + 1, []
+        filling.add(entry)
+    for filling in (pages, others):
+        if entries := root + filling.take():
+            yield Partition(number, entries)
+            number, root = number + 1, []
+
+
+class _Filling:
+    """The entries of a partition that is not full yet."""
+
+    def __init__(self, full_bytes: int) -> None:
+        self._full_bytes = full_bytes
+        self._bytes = 0
+        self._entries: list[FileEntry] = []
+
+    def is_full_for(self, entry: FileEntry, besides: int) -> bool:
+        """Whether an entry has no place any more, with so many besides."""
+        return (self._bytes > 0 and self._bytes + entry.size > self._full_bytes) or len(self._entries) + besides == MAX_MEMBERS
+
+    def add(self, entry: FileEntry) -> None:
+        """Take an entry."""
+        self._entries.append(entry)
+        self._bytes += entry.size
+
+    def take(self) -> list[FileEntry]:
+        """Hand out the entries, and begin anew."""
+        entries, self._entries, self._bytes = self._entries, [], 0
+        return entries
 
 
 def _root_first(walked: Iterable[FileEntry], large: list[FileEntry], large_paths: set[str]) -> Iterator[FileEntry]:

@@ -77,6 +77,38 @@ class Sieve:
             self._sink.make_symlink(name, info)
 
 
+class _Source:
+    """A stream as ``tarfile`` reads headers from a file, forward only. Content passes by without a copy, which ``tarfile``'s own streams make three of."""
+
+    def __init__(self, stream: RawIOBase) -> None:
+        self._stream = stream
+        self._position = 0
+
+    def tell(self) -> int:
+        """How many bytes were read."""
+        return self._position
+
+    def read_some(self, size: int) -> bytes:
+        """Read what is there, at least one byte and at most ``size``; b"" at the end."""
+        data = self._stream.read(size) or b""
+        self._position += len(data)
+        return data
+
+    def read(self, size: int) -> bytes:
+        """Read all of ``size`` bytes, or up to the end. Raises: ReadError for more than any header needs."""
+        if size > READ_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        data = self.read_some(size)
+        while len(data) < size and (more := self.read_some(size - len(data))):
+            data += more
+        return data
+
+    def seek(self, position: int) -> None:
+        """Read on to a position that lies ahead."""
+        while self._position < position and self.read_some(min(position - self._position, READ_BYTES)):
+            pass
+
+
 class PartitionReader:
     """Extracts the tar of one partition; afterwards ``members`` holds what was in it."""
 
@@ -92,26 +124,25 @@ class PartitionReader:
         Raises: DamageError naming the key, DiskFull, LocalFileError.
         """
         try:
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=READ_BYTES, encoding="utf-8", errors="surrogateescape") as archive:
+            source = _Source(stream)
+            with tarfile.TarFile(fileobj=source, encoding="utf-8", errors="surrogateescape") as archive:  # type: ignore[arg-type]  # what it needs of a file
                 while (info := archive.next()) is not None:
-                    self._extract(archive, info)
-                self._read_to_end(archive)
+                    self._extract(source, info)
+                self._read_to_end(source)
         except tarfile.TarError as error:
             raise self._damaged(f"Its tar cannot be read: {error}.") from None
 
-    def _read_to_end(self, archive: tarfile.TarFile) -> None:
+    def _read_to_end(self, source: _Source) -> None:
         """Read the padding; ``tarfile`` takes a broken header for the end, and leaves data behind."""
-        source = archive.fileobj
-        assert source is not None
-        while rest := source.read(READ_BYTES):
+        while rest := source.read_some(READ_BYTES):
             if rest.count(0) != len(rest):
                 raise self._damaged("There is data after the end of its tar, or a broken header in it.")
 
-    def _extract(self, archive: tarfile.TarFile, info: tarfile.TarInfo) -> None:
+    def _extract(self, source: _Source, info: tarfile.TarInfo) -> None:
         name = info.name.strip("/") if info.isdir() else info.name
         crc32c = 0
         if info.isreg():
-            crc32c = self._extract_file(archive, info)
+            crc32c = self._extract_file(source, info)
         elif info.isdir():
             self._sink.make_directory(name, info)
         elif info.issym():
@@ -122,15 +153,13 @@ class PartitionReader:
         size = info.size if info.isreg() else 0
         self.members.append(Member(name, kind, size, info.mode, int(info.mtime), crc32c, info.linkname))
 
-    def _extract_file(self, archive: tarfile.TarFile, info: tarfile.TarInfo) -> int:
+    def _extract_file(self, source: _Source, info: tarfile.TarInfo) -> int:
         """Write the content, which follows the header in the stream; return its CRC-32C."""
-        source = archive.fileobj
-        assert source is not None
         fd = self._sink.open_file(info.name)
         crc32c, left = 0, info.size
         try:
             while left:
-                data = source.read(min(left, READ_BYTES))
+                data = source.read_some(min(left, READ_BYTES))
                 if not data:
                     raise self._damaged(f"Its tar ends within {info.name!r}.")
                 crc32c = google_crc32c.extend(crc32c, data)
