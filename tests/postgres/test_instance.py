@@ -185,6 +185,16 @@ def test_a_server_runs_as_the_owner_of_its_data_directory(make_server):
         assert Path(f"/proc/{started.pid}").stat().st_uid == server.data.stat().st_uid
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root asks a server of somebody else's")
+def test_root_is_let_in_as_the_owner_where_the_server_goes_by_who_connects(history, recovering):
+    place = recovering()
+    (place.data / "pg_hba.conf").write_text("local all all peer\n")
+    settings = recovery(history, recovery_target_name="between", recovery_target_action="pause")
+    with instance.start(launch(place, settings)) as started:
+        assert started.wait(ENDED).state == PAUSED
+        assert os.geteuid() == 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be refused for being root")
 def test_a_data_directory_of_root_is_refused(make_server):
     server = make_server()

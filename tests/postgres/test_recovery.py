@@ -238,6 +238,13 @@ def test_more_lines_can_be_asked_for(tmp_path):
     assert (tmp_path / "postgresql.auto.conf").read_text() == "restore_command = 'wal-e %f %p'\nallow_in_place_tablespaces = 'on'\n"
 
 
+def test_before_12_what_is_no_setting_of_recovery_goes_where_it_is_understood(tmp_path):
+    (tmp_path / "postgresql.auto.conf").write_text("work_mem = '8MB'")
+    write(tmp_path, major=11, others="allow_in_place_tablespaces = 'on'\n")
+    assert (tmp_path / "recovery.conf").read_text() == "restore_command = 'wal-e %f %p'\n"
+    assert (tmp_path / "postgresql.auto.conf").read_text() == "work_mem = '8MB'\nallow_in_place_tablespaces = 'on'\n"
+
+
 @pytest.mark.parametrize(("mode", "of_files"), [(0o700, 0o600), (0o750, 0o640)])
 def test_files_can_be_read_by_whom_the_directory_lets_in(tmp_path, mode, of_files):
     tmp_path.chmod(mode)

@@ -2,11 +2,11 @@
 
 The server starts, and recovers, when every file that WAL speaks of is there with its size; what
 is in it matters to nobody who drops the database next. So the relations of databases that are
-not wanted come as sparse files of zeros. So does their ``pg_filenode.map``: without it whoever
-connects to such a database, autovacuum too, is turned away; with it, the server would end with a PANIC
-over the first index ("could not open critical system index", seen on 15). ``PG_VERSION`` comes as
-it is; so do the databases that ``initdb`` made (object ids below 16384, ``FirstNormalObjectId`` in
-``access/transam.h``) and those that take their names.
+not wanted come as sparse files of zeros. So do their ``PG_VERSION`` and ``pg_filenode.map``: without them whoever
+connects to such a database, autovacuum too, is turned away; with them, the server would end with a PANIC
+over the first index ("could not open critical system index", seen on 15). The map alone does not suffice, as WAL may
+bring another (``VACUUM FULL`` of a catalog, seen on 16). The databases that ``initdb`` made (object ids
+below 16384, ``FirstNormalObjectId`` in ``access/transam.h``) and those that take their names come as they are.
 
 One kind of WAL changes a page without ever bringing it whole: that a vacuum marked it as all-visible, in a cluster
 without page checksums. Recovery ends with a PANIC where such a page is zeros ("WAL contains references to
@@ -34,7 +34,7 @@ FIRST_THAT_TOLERATES = 13
 SYSTEM_NAMES = ("postgres", "template0", "template1")
 
 _DATABASE = re.compile(r"(?:base|pg_tblspc/[0-9]+/PG_[^/]+)/([0-9]+)")
-_CONTENT = re.compile(_DATABASE.pattern + r"/(?:pg_filenode\.map|(?:t[0-9]+_)?[0-9]+(?:_(?:fsm|vm|init))?(?:\.[0-9]+)?)")
+_CONTENT = re.compile(_DATABASE.pattern + r"/(?:PG_VERSION|pg_filenode\.map|(?:t[0-9]+_)?[0-9]+(?:_(?:fsm|vm|init))?(?:\.[0-9]+)?)")
 
 
 class Selection(NamedTuple):
@@ -69,7 +69,7 @@ def tolerate_zeros(directory: str, major: int) -> None:
     if major < FIRST_THAT_TOLERATES:
         LOG.warning(
             "recovery may stop at the databases that were left out",
-            f"PostgreSQL {major} ends with PANIC where WAL marks one of their pages, now zeros, as all-visible.",
+            f"Without page checksums and wal_log_hints, PostgreSQL {major} ends with PANIC where a vacuum marked one of their pages, now zeros, all-visible.",
             "If it does, restore to an earlier point, or restore all databases.",
         )
         return

@@ -8,10 +8,12 @@ the event loop; whether it was shut down as ``recovery_target_action`` wants it 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pwd
 import signal
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import product
 
 import psycopg
@@ -30,7 +32,7 @@ from wal_e.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
     from typing import Any, Self
 
@@ -49,6 +51,7 @@ _STOPS = {
 }
 
 _STATE_LINE = 8
+_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _USUAL = "postgres"  # the name of a role and of a database that initdb makes, as a rule
 _CLOSED_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
 _CLEANLY_STOPPED, _IN_PRODUCTION = (1, 2), 6  # DBState in catalog/pg_control.h
@@ -176,12 +179,14 @@ class Instance:
         Raises: ServerUnavailable.
         """
         where = self.address()
-        users = [user] if user else dict.fromkeys([self._launch.environ.get("PGUSER") or _USUAL, _USUAL])
+        owner = os.stat(self.cluster.path).st_uid
+        users = [user] if user else dict.fromkeys([self._launch.environ.get("PGUSER") or _USUAL, _USUAL, _login(owner)])
         databases = [database] if database else [_USUAL, "template1"]
         refusal: psycopg.Error | None = None
         for one, place in product(users, databases):
             try:
-                return psycopg.connect(dbname=place, user=one, autocommit=True, prepare_threshold=None, **where)
+                with _acting_as(owner):
+                    return psycopg.connect(dbname=place, user=one, autocommit=True, prepare_threshold=None, **where)
             except psycopg.Error as error:
                 refusal = refusal or error
         assert refusal is not None
@@ -246,6 +251,26 @@ class Instance:
         return None
 
 
+def _login(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return _USUAL
+
+
+@contextlib.contextmanager
+def _acting_as(uid: int) -> Iterator[None]:
+    """Be another user meanwhile, if we are root: with the rule "peer", as on Debian, a server lets in by whom the kernel says is connecting."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(uid)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
 class _Recovery(Monitor):
     """A session that asks how far recovery is."""
 
@@ -253,8 +278,8 @@ class _Recovery(Monitor):
         """Ask once."""
         pause = "pg_get_wal_replay_pause_state() = 'paused'" if self.version_num >= 140000 else "pg_is_wal_replay_paused()"
         query = f"""SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN {pause} ELSE false END,
-            pg_last_wal_replay_lsn()::text, extract(epoch FROM pg_last_xact_replay_timestamp())::float8"""
-        [(in_recovery, paused, lsn, committed_s)] = self._rows("asking how far recovery is", query)
+            pg_last_wal_replay_lsn()::text, (extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000000)::bigint"""
+        [(in_recovery, paused, lsn, committed_us)] = self._rows("asking how far recovery is", query)
         state = (PAUSED if paused else RECOVERING) if in_recovery else PRIMARY
-        last_commit = datetime.fromtimestamp(committed_s, UTC) if committed_s is not None else None
+        last_commit = _UNIX_EPOCH + timedelta(microseconds=committed_us) if committed_us is not None else None
         return Reached(state, Lsn.parse(lsn) if lsn else None, last_commit, self.position().timeline)

@@ -12,7 +12,7 @@ import os
 import stat
 
 from wal_e.errors import local_error
-from wal_e.postgres.recovery import RECOVERY_CONF, RECOVERY_SIGNAL, STANDBY, STANDBY_SIGNAL, RecoveryAdvice, setting_line, setting_name
+from wal_e.postgres.recovery import AUTO_CONF, RECOVERY_CONF, RECOVERY_SIGNAL, STANDBY, STANDBY_SIGNAL, RecoveryAdvice, setting_line, setting_name
 from wal_e.record import NamedTuple
 
 CONF = "postgresql.conf"
@@ -33,7 +33,7 @@ class Written(NamedTuple):
 
 
 def write_recovery(directory: str, advice: RecoveryAdvice, role: str, others: str = "") -> Written:
-    """Make a data directory that is not started yet recover as advised; ``others`` are more lines for the same file.
+    """Make a data directory that is not started yet recover as advised; ``others`` are lines for ``postgresql.auto.conf`` besides.
 
     What was in ``postgresql.auto.conf`` stays, but for what concerns recovery; a standby keeps where its primary is.
 
@@ -45,10 +45,11 @@ def write_recovery(directory: str, advice: RecoveryAdvice, role: str, others: st
         if not advice.signal_file:
             kept = "".join(line for line in kept.splitlines(keepends=True) if setting_name(line) in _OF_STANDBYS)
         emptied = _targets_in(_read(directory, CONF), advice.settings) if advice.signal_file else ()
-        lines = advice.settings + "".join(setting_line(name, "") for name in emptied) + others
-        separator = "" if not kept or kept.endswith("\n") else "\n"
+        lines = advice.settings + "".join(setting_line(name, "") for name in emptied)
         files = tuple(name for name in (RECOVERY_SIGNAL, STANDBY_SIGNAL, RECOVERY_CONF) if name != advice.settings_file and _remove(directory, name))
-        _write(directory, advice.settings_file, kept + separator + lines)
+        _write(directory, advice.settings_file, _ended(kept) + lines)
+        if others:
+            _write(directory, AUTO_CONF, _ended(_read(directory, AUTO_CONF)) + others)
         if advice.signal_file:
             _write(directory, advice.signal_file, "")
     except OSError as error:
@@ -79,6 +80,11 @@ def _targets_in(text: str, settings: str) -> tuple[str, ...]:
     ours = {setting_name(line) for line in settings.splitlines()}
     found = dict.fromkeys(setting_name(line) for line in text.splitlines())
     return tuple(name for name in found if name in _TARGETS and name not in ours)
+
+
+def _ended(text: str) -> str:
+    """Text that more lines can follow."""
+    return text if not text or text.endswith("\n") else f"{text}\n"
 
 
 def _read(directory: str, name: str) -> str:
