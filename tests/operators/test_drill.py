@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,8 @@ def configured(place, major=15, minor=20, configuration=RECOVERY):
 
 
 @pytest.fixture
-def place(tmp_path):
-    with scratch(str(tmp_path), REMOVE) as place:
+def place():
+    with tempfile.TemporaryDirectory(dir="/tmp") as short, scratch(short, REMOVE) as place:  # the path of a socket is limited
         yield place
 
 

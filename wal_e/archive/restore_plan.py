@@ -31,6 +31,7 @@ CURRENT = "current"
 
 MAX_NAME_BYTES = 63  # MAXFNAMELEN - 1 in xlog_internal.h
 
+_MAX_XID_DIGITS = 20  # of 2**64
 _ZONE_NAME = re.compile(r"(.+) ([A-Za-z][\w+/-]*)")
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -94,7 +95,8 @@ def goal_at_lsn(text: str, inclusive: bool) -> Goal:
 
 def goal_at_xid(text: str, inclusive: bool) -> Goal:
     """Read a transaction's number, with or without its epoch. Raises: UsageError."""
-    if not (text.isascii() and text.isdigit()) or int(text) >= 2**64:
+    is_number = text.isascii() and text.isdigit() and len(text) <= _MAX_XID_DIGITS and int(text) < 2**64
+    if not is_number:
         raise UsageError(f"{text!r} is not the number of a transaction", "It is decimal, as txid_current() tells it.")
     xid = int(text) % 2**32  # the WAL has no epochs
     return Goal(XID, str(xid), inclusive, xid=xid)

@@ -12,6 +12,8 @@ from wal_e.errors import UsageError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+_MAX_DIGITS = 10  # of 2**32
+
 _OPTIONS = (
     click.option("--target-time", metavar="TIME", help="Stop at a time: before the first commit later than it."),
     click.option("--target-lsn", metavar="LSN", help="Stop at a position in the WAL."),
@@ -34,7 +36,8 @@ def target_options(command: _Command) -> _Command:
 def goal_of(given: dict[str, Any]) -> Goal:
     """Take the target's options out of what was given, and return the point they name. Raises: UsageError."""
     inclusive = given.pop("inclusive")
-    named = {option: value for option in ("time", "lsn", "xid", "name", "immediate") if (value := given.pop(f"target_{option}"))}
+    values = {option: given.pop(f"target_{option}") for option in ("time", "lsn", "xid", "name", "immediate")}
+    named = {option: value for option, value in values.items() if value is not None and value is not False}  # an empty one is given, too
     if len(named) > 1:
         options = " and ".join(f"--target-{option}" for option in named)
         raise UsageError(f"{options} exclude each other", "Recovery stops at one point.", "Use one of them.")
@@ -52,6 +55,6 @@ def goal_of(given: dict[str, Any]) -> Goal:
 def timeline_of(given: dict[str, Any]) -> str:
     """Take the timeline out of what was given: "latest", "current" or a number. Raises: UsageError."""
     text = str(given.pop("target_timeline"))
-    if text not in (LATEST, CURRENT) and not (text.isascii() and text.isdigit() and 0 < int(text) < 2**32):
+    if text not in (LATEST, CURRENT) and not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and 0 < int(text) < 2**32):
         raise UsageError(f"{text!r} is not a timeline", "It is a decimal number, latest or current.", "See wal-e wal-show for those in the archive.")
     return text

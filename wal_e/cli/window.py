@@ -15,7 +15,8 @@ from wal_e.cli.render import show
 from wal_e.errors import BackupNotFound, WalGap
 from wal_e.operators.wal_search import LANES
 from wal_e.operators.wal_survey import Survey, look
-from wal_e.operators.window import Window, exact_time, recoverable, windows_text
+from wal_e.operators.wal_verify import combined
+from wal_e.operators.window import Window, exact_time, lost_timelines, recoverable, windows_text
 from wal_e.postgres.wal_records import Record
 
 
@@ -32,10 +33,13 @@ def window(context: Context, as_json: bool) -> None:
     survey = look(archive)
     windows = recoverable(archive, survey)
     show(json.dumps(windows_json(survey, windows), indent=1) + "\n" if as_json else windows_text(windows) + "".join(_gap_lines(survey)))
+    lost = lost_timelines(survey)
     if not survey.backups:
         raise BackupNotFound("nothing can be recovered", f"{survey.url} holds no complete backup.", "Make one with wal-e backup-push, or check the prefix.")
     if not windows:
         raise WalGap("nothing can be recovered", f"No backup in {survey.url} has the WAL that it needs.", "See wal-e wal-show. Push a new backup.")
+    if lost:
+        raise combined(list(lost.values()))
 
 
 def windows_json(survey: Survey, windows: list[Window]) -> dict[str, Any]:
@@ -44,6 +48,7 @@ def windows_json(survey: Survey, windows: list[Window]) -> dict[str, Any]:
         "prefix": survey.url,
         "segment_size": survey.wal.segment_size,
         "windows": [_window(one) for one in windows],
+        "lost_timelines": {str(timeline): str(error) for timeline, error in lost_timelines(survey).items()},
         "gaps": [{"timeline": gap.timeline, **_span(survey, gap), "needed_by": list(gap.needed_by)} for gap in _gaps(survey)],
     }
 

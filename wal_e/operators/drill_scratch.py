@@ -8,6 +8,7 @@ backup's says in ``postgresql.auto.conf`` is put out of the way, and what must n
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -15,9 +16,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from wal_e.errors import local_error
+from wal_e.errors import LocalFileError, local_error
 from wal_e.log import Logger
 from wal_e.operators.prefetch_directory import PrefetchDirectory
+from wal_e.postgres.cluster import read_postmaster
 from wal_e.postgres.instance import Launch
 from wal_e.postgres.programs import Programs
 from wal_e.postgres.recovery import AUTO_CONF, RECOVERY_CONF, RECOVERY_SIGNAL, STANDBY_SIGNAL, setting_line
@@ -27,6 +29,7 @@ LOG = Logger(__name__)
 REMOVE, KEEP = "remove", "keep"  # what becomes of the directory afterwards
 
 PREFIX = "wal-e-drill-"
+LOCK = "lock"  # a file in the directory, locked by the drill that works there
 MAX_SOCKET_BYTES = 100  # a socket's path is limited to 107, in sun_path of unix(7)
 PATIENCE_S = 10.0  # for a prefetch that has not noticed yet that its server has ended
 
@@ -126,22 +129,67 @@ class Scratch:
 def scratch(parent: str | None, afterwards: str) -> Iterator[Scratch]:
     """Make a scratch directory below a directory, by default that for temporary files; afterwards "remove" or "keep" it.
 
+    What an earlier drill left there that was killed is removed first.
+
     Raises: LocalFileError, DiskFull.
     """
-    sockets = None
-    try:
-        path = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
-        sockets = path if len(os.fsencode(path)) <= MAX_SOCKET_BYTES - len(".s.PGSQL.65535") else tempfile.mkdtemp(prefix=PREFIX, dir="/tmp")
-    except OSError as error:
-        raise local_error(error, f"making a scratch directory in {parent or tempfile.gettempdir()}") from None
-    try:
-        yield Scratch(path, sockets)
-    finally:
-        if afterwards == REMOVE:
-            for place in {path, sockets}:
-                _remove(place)
-        else:
-            LOG.info(f"{path} is kept", f"Start its server with: postgres -D {path}/data -c config_file={path}/postgresql.conf", action="drill")
+    parent = os.path.abspath(parent or tempfile.gettempdir())
+    with contextlib.ExitStack() as locks:
+        try:
+            path = sockets = _made(parent, locks)
+            if len(os.fsencode(path)) > MAX_SOCKET_BYTES - len(".s.PGSQL.65535"):
+                sockets = _made("/tmp", locks)
+        except OSError as error:
+            raise local_error(error, f"making a scratch directory in {parent}") from None
+        try:
+            yield Scratch(path, sockets)
+        finally:
+            if afterwards == REMOVE:
+                for place in {path, sockets}:
+                    _remove(place)
+            else:
+                os.unlink(os.path.join(path, LOCK))
+                LOG.info(f"{path} is kept", f"Start its server with: postgres -D {path}/data -c config_file={path}/postgresql.conf", action="drill")
+
+
+def _made(parent: str, locks: contextlib.ExitStack) -> str:
+    """Make a directory that is locked as long as we live."""
+    _remove_abandoned(parent)
+    path = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
+    new = os.path.join(path, f"{LOCK}.new")
+    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    locks.callback(os.close, descriptor)
+    with contextlib.suppress(OSError):  # where nothing can be locked, there is nothing that another drill could remove
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(new, os.path.join(path, LOCK))
+    return path
+
+
+def _remove_abandoned(parent: str) -> None:
+    """Remove the directories of drills that were killed: ours, with a lock that nobody holds. One that is kept has none."""
+    for name in sorted(name for name in os.listdir(parent) if name.startswith(PREFIX)):
+        path = os.path.join(parent, name)
+        try:
+            descriptor = os.open(os.path.join(path, LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                _remove_or_tell(path)
+        except (OSError, LocalFileError):
+            continue
+        finally:
+            os.close(descriptor)
+
+
+def _remove_or_tell(path: str) -> None:
+    running = read_postmaster(os.path.join(path, "data"))
+    if running is not None:
+        LOG.warning(f"the server of an earlier drill runs in {path}", f"Its drill has ended; it is process {running.pid}.", "Stop it.", action="drill")
+        return
+    LOG.warning(f"removing {path}", "A drill that was killed left it.", action="drill")
+    _remove(path)
 
 
 def _remove(path: str) -> None:

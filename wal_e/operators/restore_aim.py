@@ -16,15 +16,21 @@ from wal_e.archive.archive import Archive
 from wal_e.archive.recovery_window import Way, stored_way
 from wal_e.archive.restore_plan import Course, Goal
 from wal_e.archive.wal_reach import reach_of
-from wal_e.errors import BackupNotFound, TargetRefused, WaleError, WalGap
+from wal_e.errors import BackupNotFound, DamageError, TargetRefused, WaleError, WalGap
 from wal_e.log import Logger
 from wal_e.operators import wal_search as search
 from wal_e.operators.wal_survey import Survey
-from wal_e.operators.window import recoverable, windows_text
+from wal_e.operators.window import lost_timelines, recoverable, windows_text
 from wal_e.postgres.wal import Lsn
 from wal_e.postgres.wal_records import Record
 
 LOG = Logger(__name__)
+
+_HINT = "Nothing was touched. Choose another target, timeline or backup; see wal-e window."
+_HINT_BEYOND = (
+    "Nothing was touched. Choose another target or timeline, or none, for all that is stored; see wal-e window. "
+    'WAL that never was archived may be in pg_wal of the lost server: see "The last segment" in docs/recovery.rst.'
+)
 
 LOOK_BACK = 16  # segments from the end of the WAL, for the time of the last commit, which is only told
 
@@ -70,10 +76,24 @@ def _courses(archive: Archive, survey: Survey, timeline: str, backup: str | None
     found = plan.courses((reach.need for reach in survey.reaches if reach.need.name in names), survey.wal, survey.lines, timeline)
     if not found:
         what = f"backup {name} does not lead" if name else "no backup leads"
-        _refuse(
+        raise _refuse(
             archive, survey, TargetRefused, f"{what} to timeline {timeline}", "It would have to end before the timeline was left that the other one came from."
         )
+    if timeline == plan.LATEST:
+        _require_latest(survey, found[0].timeline)
     return found
+
+
+def _require_latest(survey: Survey, chosen: int) -> None:
+    """See that the timeline that was chosen for the latest is the latest; a newer one that no backup leads to is told."""
+    lost = lost_timelines(survey)
+    newest = max((*survey.lines.timelines, *lost), default=chosen)
+    if unreadable := [timeline for timeline in lost if timeline > chosen]:
+        error = lost[max(unreadable)]
+        hint = f"{error.hint} With --target-timeline {chosen} it is left out, and with it all that was written on it."
+        raise type(error)(error.message, error.detail, hint)
+    if newest > chosen:
+        LOG.warning(f"timeline {newest} is left out", f"No backup leads to it; the newest timeline to which one leads is {chosen}.", "See wal-e wal-show.")
 
 
 def _to_end(archive: Archive, survey: Survey, found: Sequence[Course], goal: Goal) -> Aim:
@@ -164,7 +184,10 @@ def _beyond(archive: Archive, survey: Survey, course: Course, goal: Goal) -> Wal
     if course.missing:
         return _gap(archive, survey, course, f"{goal} is not reached before a gap in the WAL")
     what = "is not in the archive" if goal.kind in (plan.XID, plan.NAME) else "lies beyond the end of the archive"
-    return _refuse(archive, survey, TargetRefused, f"{goal} {what}", f"The WAL of timeline {course.timeline} was looked at from {course.need.name} to its end.")
+    detail = f"The WAL of timeline {course.timeline} was looked at from {course.need.name} to its end."
+    if goal.kind == plan.TIME:
+        detail += " A time is reached when there is a commit that is later."
+    return _refuse(archive, survey, TargetRefused, f"{goal} {what}", detail, _HINT_BEYOND)
 
 
 def _too_early(archive: Archive, survey: Survey, found: Sequence[Course], goal: Goal) -> WaleError:
@@ -173,7 +196,10 @@ def _too_early(archive: Archive, survey: Survey, found: Sequence[Course], goal: 
     return _refuse(archive, survey, TargetRefused, f"no backup ends before {goal}", detail)
 
 
-def _refuse(archive: Archive, survey: Survey, kind: type[WaleError], message: str, detail: str) -> WaleError:
+def _refuse(archive: Archive, survey: Survey, kind: type[WaleError], message: str, detail: str, hint: str = _HINT) -> WaleError:
     """An error that shows what can be restored instead."""
-    can = windows_text(recoverable(archive, survey))
-    return kind(message, f"{detail} What can be restored:\n{can}", "Nothing was touched. Choose another target, timeline or backup; see wal-e window.")
+    try:
+        can = windows_text(recoverable(archive, survey)).rstrip("\n")
+    except DamageError as damage:
+        can = f"not known, for {damage}"
+    return kind(message, f"{detail} What can be restored:\n{can}", hint)

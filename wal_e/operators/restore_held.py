@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from wal_e.archive.archive import Archive
 from wal_e.archive.sentinel import Facts, Sentinel
 from wal_e.errors import TargetRefused, local_error
-from wal_e.operators.restore_target import TABLESPACES, TablespaceChoice, Target, planned_locations, require_apart, require_empty
+from wal_e.operators.restore_tablespaces import TABLESPACES, planned_locations, require_apart
+from wal_e.operators.restore_target import TablespaceChoice, Target, absolute, require_place
 from wal_e.postgres.cluster import read_postmaster
 from wal_e.postgres.control import CONTROL_FILE
 from wal_e.postgres.wal import wal_kind
@@ -32,14 +33,14 @@ def held_target(path: str, sentinel: Sentinel, facts: Facts, choice: TablespaceC
 
     Raises: TargetRefused, UsageError, LocalFileError.
     """
-    path = os.path.abspath(path)
+    path = absolute(path)
     require_stopped(path)
     _require_same_cluster(path, facts)
     locations = {} if choice.blind else _locations(path, sentinel, choice)
     require_apart(path, locations)
     for oid, location in locations.items():
         if os.path.realpath(location) != linked_location(path, f"{TABLESPACES}/{oid}"):
-            require_empty(location, "tablespace location")
+            require_place(oid, location)
     _require_unshared(path, {os.path.realpath(place) for place in (*locations.values(), os.path.join(path, PG_WAL))})
     return Target(path, locations, choice)
 
@@ -121,10 +122,10 @@ def _require_same_cluster(path: str, facts: Facts) -> None:
 def _locations(path: str, sentinel: Sentinel, choice: TablespaceChoice) -> dict[str, str]:
     """The location of every tablespace: as chosen, else as linked now, else as recorded where that is asked for."""
     if choice.spec is None:
-        return planned_locations(path, sentinel, choice)
+        return planned_locations(path, sentinel, None)
     linked = {oid: linked_location(path, f"{TABLESPACES}/{oid}") for oid in (tablespace.oid for tablespace in sentinel.tablespaces)}
     spec = {oid: {"loc": location} for oid, location in linked.items() if location} | dict(choice.spec)
-    return planned_locations(path, sentinel, choice._replace(spec=spec))
+    return planned_locations(path, sentinel, spec)
 
 
 def _require_unshared(path: str, places: set[str]) -> None:

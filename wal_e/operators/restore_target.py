@@ -7,6 +7,7 @@ was written is removed here, when the restore does not come to its end.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,13 +16,14 @@ from typing import Any, NamedTuple
 from wal_e.archive.sentinel import Sentinel
 from wal_e.errors import DiskFull, LocalFileError, TargetRefused, UsageError, local_error
 from wal_e.log import Logger
+from wal_e.operators.restore_tablespaces import TABLESPACES, planned_locations, require_apart
+from wal_e.postgres.cluster import locked
 from wal_e.postgres.label import render_tablespace_map
 from wal_e.progress import shown_bytes
 from wal_e.tar.destination import CONTROL, HELD_CONTROL, Destination
 
 LOG = Logger(__name__)
 
-TABLESPACES = "pg_tblspc"
 MAP = "tablespace_map"
 PAGE = 4096
 
@@ -59,12 +61,14 @@ class Target:
 
         Raises: TargetRefused, UsageError, LocalFileError.
         """
-        path = os.path.abspath(path)
+        path = absolute(path)
         _require_unused(path)
-        locations = {} if choice.blind else planned_locations(path, sentinel, choice)
+        locations = {} if choice.blind else planned_locations(path, sentinel, choice.spec)
         require_apart(path, locations)
-        for location in locations.values():
-            require_empty(location, "tablespace location")
+        for oid, location in locations.items():
+            require_place(oid, location)
+        for place in (path, *locations.values()):
+            _require_writable(place)
         return cls(path, locations, choice)
 
     def spaces(self, needs: Iterable[tuple[str, int]]) -> list[Space]:
@@ -121,14 +125,20 @@ class Target:
         made = [directory for place in (self.path, *self._locations.values()) for directory in _missing(place)]
         had_links = os.path.isdir(os.path.join(self.path, TABLESPACES))
         try:
-            self.make()
-            yield Destination(self.path, frozenset(self.locations), os.geteuid() == 0)
-        except BaseException:
-            self._empty(keep_links=had_links)
-            for directory in sorted(made, reverse=True):
-                with contextlib.suppress(OSError):
-                    os.rmdir(directory)
-            raise
+            os.makedirs(self.path, 0o700, exist_ok=True)
+        except OSError as error:
+            raise local_error(error, f"making {self.path}") from None
+        with locked(self.path, "another restore"):
+            _require_unused(self.path)  # still so, and so it stays
+            try:
+                self.make()
+                yield Destination(self.path, frozenset(self.locations), os.geteuid() == 0)
+            except BaseException:
+                self._empty(keep_links=had_links)
+                for directory in sorted(made, reverse=True):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(directory)
+                raise
 
     @contextlib.contextmanager
     def keeping(self, links: frozenset[str]) -> Iterator[Destination]:
@@ -189,6 +199,13 @@ class Target:
                         os.unlink(path)
 
 
+def absolute(path: str) -> str:
+    """The target's path from the root; an empty one, of a variable that is not set, is not the current directory. Raises: UsageError."""
+    if not path:
+        raise UsageError("the target directory has no name", "What was given is empty.", "Name the directory to restore into.")
+    return os.path.abspath(path)
+
+
 def _require_unused(path: str) -> None:
     if os.path.lexists(os.path.join(path, "postmaster.pid")):
         raise TargetRefused(
@@ -199,7 +216,14 @@ def _require_unused(path: str) -> None:
     require_empty(path, "target directory", allowed=(TABLESPACES,))
 
 
-def require_empty(path: str, what: str, allowed: tuple[str, ...] = ()) -> None:
+def require_place(oid: str, location: str) -> None:
+    """Refuse a place for a tablespace that holds something. Raises: TargetRefused, LocalFileError."""
+    elsewhere = f"restore --tablespace {oid}=PATH, or backup-fetch --restore-spec FILE"
+    hint = f"Move away what is there, as the lost data directory; or choose another place: {elsewhere}. Nothing in this one was touched."
+    require_empty(location, "tablespace location", hint=hint)
+
+
+def require_empty(path: str, what: str, allowed: tuple[str, ...] = (), hint: str = "") -> None:
     """Refuse a place that holds something. Raises: TargetRefused, LocalFileError."""
     if not os.path.lexists(path):
         return
@@ -209,24 +233,17 @@ def require_empty(path: str, what: str, allowed: tuple[str, ...] = ()) -> None:
     tablespaces = os.path.join(path, TABLESPACES)
     strays += [name for name in _entries(tablespaces) if allowed and not os.path.islink(os.path.join(tablespaces, name))]
     if strays:
-        raise TargetRefused(
-            f"the {what} {path} is not empty",
-            f"It holds {', '.join(sorted(strays)[:5])}{' and more' if len(strays) > 5 else ''}.",
-            "An earlier restore did not end here. wal-e restore --delta goes on with it; or remove it."
-            if os.path.lexists(os.path.join(path, HELD_CONTROL))
-            else "Restore into a new or an empty directory; nothing in this one was touched.",
-        )
+        hint = hint or "Restore into a new or an empty directory; nothing in this one was touched."
+        if os.path.lexists(os.path.join(path, HELD_CONTROL)):
+            hint = "An earlier restore did not end here. wal-e restore --delta goes on with it; or remove it."
+        raise TargetRefused(f"the {what} {path} is not empty", f"It holds {', '.join(sorted(strays)[:5])}{' and more' if len(strays) > 5 else ''}.", hint)
 
 
-def require_apart(path: str, locations: Mapping[str, str]) -> None:
-    """Refuse one place for two purposes: their files would overwrite each other. Raises: TargetRefused."""
-    taken = {os.path.realpath(path): "the data directory"}
-    for oid, location in locations.items():
-        other = taken.setdefault(os.path.realpath(location), f"tablespace {oid}")
-        if other != f"tablespace {oid}":
-            raise TargetRefused(
-                f"{location} is the place of two things", f"It is that of {other} and of tablespace {oid}.", "Give each tablespace a directory of its own."
-            )
+def _require_writable(path: str) -> None:
+    existing = _nearest_existing(path)
+    number = errno.EACCES if os.path.isdir(existing) else errno.ENOTDIR
+    if number != errno.EACCES or not os.access(existing, os.W_OK | os.X_OK):
+        raise local_error(OSError(number, os.strerror(number)), f"looking whether {path} can be written to")
 
 
 def _entries(path: str) -> list[str]:
@@ -236,46 +253,6 @@ def _entries(path: str) -> list[str]:
         return []
     except OSError as error:
         raise local_error(error, f"reading {path}") from None
-
-
-def planned_locations(path: str, sentinel: Sentinel, choice: TablespaceChoice) -> dict[str, str]:
-    """The location of every tablespace, by OID: from the spec, else where links point already. Raises: TargetRefused, UsageError."""
-    recorded = {tablespace.oid: tablespace.location for tablespace in sentinel.tablespaces}
-    if choice.spec is None:
-        return _linked(path, list(recorded))
-    listed = choice.spec.get("tablespaces", list(recorded))
-    if not (isinstance(listed, list) and all(isinstance(oid, str) for oid in listed)):
-        raise UsageError("the restore spec does not list tablespaces", f'Its "tablespaces" is {listed!r}.', 'Write {"tablespaces": ["OID", ...], ...}.')
-    locations = {}
-    for oid in listed:
-        given = choice.spec.get(oid, {})
-        location = given.get("loc") if isinstance(given, dict) else None
-        location = location or recorded.get(oid)
-        if oid not in recorded or not isinstance(location, str) or not os.path.isabs(location):
-            raise UsageError(
-                f"the restore spec does not say where tablespace {oid} goes",
-                f"The backup has the tablespaces {', '.join(recorded) or 'none'}.",
-                'Write {"tablespaces": ["OID"], "OID": {"loc": "/absolute/path/", "link": "pg_tblspc/OID"}}.',
-            )
-        locations[oid] = location.rstrip("/") or "/"
-    missing = set(recorded) - set(locations)
-    if missing:
-        raise UsageError(
-            f"the restore spec leaves out tablespace {', '.join(sorted(missing))}", "The backup has files in it.", "Name every tablespace of the backup."
-        )
-    return locations
-
-
-def _linked(path: str, oids: list[str]) -> dict[str, str]:
-    links = {oid: os.path.join(path, TABLESPACES, oid) for oid in oids}
-    bad = [link for link in links.values() if not (os.path.islink(link) and os.path.isdir(link))]
-    if bad:
-        raise TargetRefused(
-            "the backup has tablespaces, and the target has no place for them",
-            f"Not a symbolic link to a directory: {', '.join(bad)}.",
-            "Make these links to empty directories, or use --restore-spec SOURCE (the original locations), --restore-spec FILE, or --blind-restore.",
-        )
-    return {oid: os.path.realpath(link) for oid, link in links.items()}
 
 
 def _missing(path: str) -> Iterator[str]:

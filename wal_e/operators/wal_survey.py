@@ -129,6 +129,15 @@ def _histories(archive: Archive, index: WalIndex) -> tuple[dict[int, tuple[Switc
     return histories, damaged
 
 
+def lost_histories(survey: Survey) -> list[int]:
+    """Timelines whose history somebody needs and nobody stored: the newest one, when no backup was made on it."""
+    newest = max((timeline for timeline, wal in survey.wal.timelines.items() if wal.segments), default=1)
+    known = newest in survey.histories or newest in survey.damaged_histories
+    if newest == 1 or known or not survey.reaches or any(reach.need.timeline == newest for reach in survey.reaches):
+        return []
+    return [newest]
+
+
 def need_of(backup: Backup, segment_size: int) -> Need | None:
     """What a backup asks for; None when its sentinel cannot be understood. Backups of the original are told by their segments."""
     sentinel = backup.sentinel

@@ -17,7 +17,7 @@ from wal_e.archive.identity import read_identity
 from wal_e.archive.wal_reach import Reach
 from wal_e.errors import BlobFrozen, DamageError, ServerRefused, ServerUnavailable, WaleError, WalGap, WalRefused
 from wal_e.operators.wal_content import Content, Finding, check_content, remembered_checks
-from wal_e.operators.wal_survey import Survey, look
+from wal_e.operators.wal_survey import Survey, look, lost_histories
 from wal_e.postgres import monitor
 from wal_e.postgres.cluster import Cluster
 from wal_e.postgres.monitor import ArchiverStats
@@ -176,15 +176,6 @@ def is_on_its_way(missing: str, server: ServerView | None) -> bool:
         return False
     is_current = datetime.now(UTC) - server.archiver.last_archived_time < CURRENT
     return is_current and missing[:8] == server.segment[:8] and missing > server.segment
-
-
-def lost_histories(survey: Survey) -> list[int]:
-    """Timelines whose history somebody needs and nobody stored: the newest one, when no backup was made on it."""
-    newest = max((timeline for timeline, wal in survey.wal.timelines.items() if wal.segments), default=1)
-    known = newest in survey.histories or newest in survey.damaged_histories
-    if newest == 1 or known or not survey.reaches or any(reach.need.timeline == newest for reach in survey.reaches):
-        return []
-    return [newest]
 
 
 def combined(problems: list[WaleError]) -> WaleError:

@@ -16,6 +16,7 @@ LOG = Logger(__name__)
 
 FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 5.0
+FIRST_LINE_AFTER_S = 5.0
 LINE_EVERY_S = 60.0
 LISTED_PREFIX = 16  # timeline and log: at most 4096 segments share them
 
@@ -40,7 +41,7 @@ def _keys(archive: Archive, name: str) -> Iterator[str]:
 
 
 def _wait_for_one(archive: Archive, name: str, deadline: float, timeout_s: float, archiver_failure: Callable[[], str | None]) -> None:
-    pause_s, line_due = FIRST_PAUSE_S, time.monotonic() + LINE_EVERY_S
+    pause_s, line_due = FIRST_PAUSE_S, time.monotonic() + FIRST_LINE_AFTER_S
     while not archive.has_wal(name):
         now = time.monotonic()
         if now >= deadline:
@@ -52,5 +53,5 @@ def _wait_for_one(archive: Archive, name: str, deadline: float, timeout_s: float
         if now >= line_due:
             LOG.info(f"waiting for WAL segment {name}", archiver_failure() or "", action="backup-push", seg=name)
             line_due = now + LINE_EVERY_S
-        time.sleep(min(pause_s, max(deadline - now, 0.001)))
+        time.sleep(min(pause_s, max(min(deadline, line_due) - now, 0.001)))
         pause_s = min(pause_s * 2, LAST_PAUSE_S)

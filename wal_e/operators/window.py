@@ -14,8 +14,9 @@ from typing import NamedTuple
 from wal_e.archive.archive import Archive
 from wal_e.archive.recovery_window import Unbroken, Way, unbroken_ways
 from wal_e.archive.wal_reach import Need, Stretch
+from wal_e.errors import DamageError, WaleError, WalGap
 from wal_e.operators.wal_search import ending, latest_before
-from wal_e.operators.wal_survey import Survey
+from wal_e.operators.wal_survey import Survey, lost_histories
 from wal_e.postgres.wal import Lsn
 from wal_e.postgres.wal_records import Record
 
@@ -48,6 +49,25 @@ def recoverable(archive: Archive, survey: Survey) -> list[Window]:
     """
     needs = [reach.need for reach in survey.reaches]
     return [_window(archive, survey, one) for one in unbroken_ways(needs, survey.wal, survey.lines)]
+
+
+def lost_timelines(survey: Survey) -> dict[int, WaleError]:
+    """Timelines to which older backups might lead, if only their histories could be read, and why they cannot."""
+    lost: dict[int, WaleError] = {
+        timeline: DamageError(
+            f"{survey.wal.histories[timeline]} is damaged",
+            f"{reason} Without it nobody can tell which backups lead to timeline {timeline}.",
+            "Move the object away; wal-e wal-push --missing PGDATA stores it again, where the server still has it in pg_wal.",
+        )
+        for timeline, reason in survey.damaged_histories.items()
+    }
+    for timeline in lost_histories(survey):
+        lost[timeline] = WalGap(
+            f"{timeline:08X}.history is not in the store",
+            f"There is WAL of timeline {timeline}, and nobody can tell which backups lead to it.",
+            "wal-e wal-push --missing PGDATA stores it, where the server still has it in pg_wal.",
+        )
+    return lost
 
 
 def _window(archive: Archive, survey: Survey, one: Unbroken) -> Window:

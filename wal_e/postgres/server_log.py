@@ -6,12 +6,13 @@ import os
 import re
 
 from wal_e import errors
-from wal_e.errors import EXIT_LATER, ServerRefused, ServerUnavailable, WaleError
+from wal_e.errors import EXIT_LATER, DiskFull, ServerRefused, ServerUnavailable, WaleError
 
 TAIL_BYTES = 64 * 1024
 MAX_LINES = 8
 
 _TELLING = re.compile(r"(?:FATAL|PANIC|ERROR|HINT|DETAIL|WARNING|MSG): ")
+_NO_SPACE = "No space left on device"  # strerror of ENOSPC, where lc_messages is C
 _FATAL = re.compile(r"(?:FATAL|PANIC): ")
 _OURS = re.compile(r" error=(\w+)")  # in the records of the wal-fetch that the server ran
 
@@ -19,9 +20,12 @@ _OURS = re.compile(r" error=(\w+)")  # in the records of the wal-fetch that the 
 def explained(message: str, data_directory: str, log_path: str, hint: str) -> WaleError:
     """The error for a server that failed, with its last words.
 
-    It may succeed later, a ServerUnavailable, when the wal-fetch that the server called failed for such a reason; else a ServerRefused.
+    A full disk is a DiskFull. It may succeed later, a ServerUnavailable, when the wal-fetch that the server called failed for such a
+    reason; else a ServerRefused.
     """
     text = _tail(data_directory, log_path)
+    if _NO_SPACE in _words(text):
+        return DiskFull(message, _words(text), "Free some space, or choose another file system, and run it again.")
     told = [getattr(errors, name, None) for name in _OURS.findall(text)[-1:]]
     may_pass = any(isinstance(kind, type) and issubclass(kind, WaleError) and kind.status == EXIT_LATER for kind in told)
     return (ServerUnavailable if may_pass else ServerRefused)(message, _words(text), hint)
