@@ -3,86 +3,19 @@
 import os
 import re
 import subprocess
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import NamedTuple
+from datetime import timedelta
 
 import pytest
-from fix_archive import Watched, archive_into_store, refusal, script, settled, unchanged, warnings
-from fix_postgres import Server, bindir
+from fix_archive import Watched, archive_into_store, refusal, script, unchanged, warnings
+from fix_history import Kind, archived, chosen, live, paused, promoted, shown
+from fix_postgres import bindir
 
 from wal_e.archive.restore_plan import shown_moment
 
 
-class Change(NamedTuple):
-    """One row that was committed, and how its commit can be named; ``lsn`` is a position behind it."""
-
-    n: int
-    time: datetime
-    xid: str
-    lsn: str
-
-
-class History(NamedTuple):
-    """A store with two timelines: 1 with rows 1 to 6, 2 with rows 1 to 4, 20 and 21.
-
-    Backups: after row 1 and after row 4 on timeline 1, after row 20 on timeline 2. The restore point "before three" is before row 3.
-    What --start starts listens on ``port`` in ``sockets``.
-    """
-
-    server: Server
-    port: int
-    sockets: Path
-    store: Path
-    changes: dict[int, Change]
-    names: list[str]
-
-
-def change(server, n):
-    with server.connect() as connection:
-        with connection.transaction():
-            connection.execute("insert into t values (%s)", (n,))
-            [xid] = connection.execute("select txid_current()::text").fetchone()
-        [at, lsn] = connection.execute("select pg_xact_commit_timestamp(%s::xid), pg_current_wal_flush_lsn()::text", (xid,)).fetchone()
-    return Change(n, at.astimezone(UTC), xid, lsn)
-
-
-def archived(server):
-    server.psql("select pg_switch_wal()")
-    settled(server)
-
-
 @pytest.fixture(scope="module")
 def history(make_shared_server):
-    server = make_shared_server()
-    server.configure(port=str(server.port), unix_socket_directories=str(server.directory), listen_addresses="")  # of what --start starts
-    store = archive_into_store(server, track_commit_timestamp="on", max_wal_senders="3")
-    server.psql("create table t (n int)")
-    changes = {1: change(server, 1)}
-    server.wal_e("backup-push", str(server.data), "--fast")
-    changes[2] = change(server, 2)
-    server.psql("select pg_create_restore_point('before three')")
-    changes[3] = change(server, 3)
-    archived(server)
-    changes[4] = change(server, 4)
-    server.wal_e("backup-push", str(server.data), "--fast")
-    changes |= {n: change(server, n) for n in (5, 6)}
-    archived(server)
-    server.stop()
-
-    other = make_shared_server()
-    other.environ |= server.environ
-    other.run(["rm", "-r", other.data])
-    other.wal_e("restore", str(other.data), "--target-xid", changes[4].xid, "--target-action", "promote")
-    other.start(track_commit_timestamp="on")
-    other.wait_for("select not pg_is_in_recovery()")
-    changes[20] = change(other, 20)
-    other.wal_e("backup-push", str(other.data), "--fast")
-    changes[21] = change(other, 21)
-    archived(other)
-    other.stop()
-    names = [row.split("\t")[0] for row in other.wal_e("backup-list").stdout.splitlines()[1:]]
-    return History(other, server.port, server.directory, store, changes, names)
+    return live(make_shared_server, Kind())
 
 
 @pytest.fixture
@@ -104,17 +37,9 @@ def rows(place):
     return [int(n) for n in place.psql("select n from t order by n").split()]
 
 
-def shown(moment):
-    return moment.strftime("%Y-%m-%d %H:%M:%S.%f+00")
-
-
-def chosen(said):
-    return re.search(r"^backup +(\S+),", said, re.M)[1]
-
-
 def test_without_a_target_the_newest_timeline_is_recovered_to_its_end(place, history):
     said = restore(place)
-    place.wait_for("select not pg_is_in_recovery()")
+    promoted(place)
     assert rows(place) == [1, 2, 3, 4, 20, 21]
     assert chosen(said) == history.names[2]
     assert "timeline 2" in said
@@ -122,21 +47,21 @@ def test_without_a_target_the_newest_timeline_is_recovered_to_its_end(place, his
 
 def test_a_time_is_inclusive_to_the_microsecond(place, history):
     said = restore(place, "--target-time", shown(history.changes[3].time), "--target-action", "promote")
-    place.wait_for("select not pg_is_in_recovery()")
+    promoted(place)
     assert rows(place) == [1, 2, 3]
     assert chosen(said) == history.names[0]
 
 
 def test_a_time_can_be_exclusive_and_pauses_by_default(place, history):
     restore(place, "--target-time", shown(history.changes[3].time), "--exclusive")
-    place.wait_for("select pg_get_wal_replay_pause_state() = 'paused'")
+    paused(place)
     assert rows(place) == [1, 2]
     assert place.psql("select pg_is_in_recovery()") == "t"
 
 
 def test_a_time_between_a_fork_and_its_end_is_found_on_the_old_timeline_that_is_named(place, history):
     said = restore(place, "--target-time", shown(history.changes[5].time), "--target-timeline", "1", "--target-action", "promote")
-    place.wait_for("select not pg_is_in_recovery()")
+    promoted(place)
     assert rows(place) == [1, 2, 3, 4, 5]
     assert chosen(said) == history.names[1]
 
@@ -144,19 +69,19 @@ def test_a_time_between_a_fork_and_its_end_is_found_on_the_old_timeline_that_is_
 @pytest.mark.slow
 def test_the_end_of_an_old_timeline_can_be_asked_for(place, history):
     restore(place, "--target-timeline", "1")
-    place.wait_for("select not pg_is_in_recovery()")
+    promoted(place)
     assert rows(place) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_position_stops_where_it_is(place, history):
     restore(place, "--target-lsn", history.changes[2].lsn, "--target-action", "promote", "--exclusive")
-    place.wait_for("select not pg_is_in_recovery()")
+    promoted(place)
     assert rows(place) == [1, 2]
 
 
 def test_a_transaction_is_found_in_the_backup_before_it(place, history):
     said = restore(place, "--target-xid", history.changes[3].xid, "--exclusive", "--target-action", "promote")
-    place.wait_for("select not pg_is_in_recovery()")
+    promoted(place)
     assert rows(place) == [1, 2]
     assert chosen(said) == history.names[0]
 
@@ -177,13 +102,13 @@ def test_a_restore_point_is_found_and_the_server_shuts_down_there(place, history
     with (place.data / "postgresql.auto.conf").open("a") as stream:  # without recovery.signal it would replay all WAL that it has
         stream.write("recovery_target_action = 'promote'\n")
     place.start(archive_mode="off")
-    place.wait_for("select not pg_is_in_recovery()")
+    promoted(place)
     assert rows(place) == [1, 2]
 
 
 def test_immediate_stops_at_the_end_of_the_named_backup(place, history):
     said = restore(place, "--target-immediate", "--backup", history.names[0])
-    place.wait_for("select pg_get_wal_replay_pause_state() = 'paused'")
+    paused(place)
     assert rows(place) == [1]
     assert chosen(said) == history.names[0]
 
@@ -232,7 +157,7 @@ def test_the_unfinished_segment_brings_what_was_written_last(place, make_place, 
     other.environ |= {name: value for name, value in place.environ.items() if name.startswith("WALE_")}
     for options, result in (([], [1, 2, 3, 4, 20, 21]), (["--use-partial"], [1, 2, 3, 4, 20, 21, 100])):
         restore(other, *options)
-        other.wait_for("select not pg_is_in_recovery()")
+        promoted(other)
         assert rows(other) == result
         other.stop()
         other.run(["rm", "-r", other.data])
@@ -244,7 +169,7 @@ def test_a_damaged_copy_is_repaired_in_place(place, history):
     victim.write_bytes(b"damaged")
     (place.data / "stray").touch()
     said = restore(place, "--delta", "--target-xid", history.changes[20].xid, "--target-action", "promote")
-    place.wait_for("select not pg_is_in_recovery()")
+    promoted(place)
     assert "are fetched" in said
     assert not (place.data / "stray").exists()
     assert 20 in rows(place)
@@ -318,7 +243,7 @@ def test_root_restores_for_the_user_that_the_files_belonged_to(place, history):
     owner = history.server.data.stat().st_uid
     assert {path.lstat().st_uid for path in (place.data, *place.data.rglob("*"))} == {owner}
     place.start(archive_mode="off")
-    place.wait_for("select not pg_is_in_recovery()")
+    promoted(place)
 
 
 def test_tablespaces_go_where_they_are_told(make_place, make_server):
@@ -339,7 +264,7 @@ def test_tablespaces_go_where_they_are_told(make_place, make_server):
         assert refused.returncode == 2
         assert "is not empty" in refused.stderr
         restore(place, *options)
-        place.wait_for("select not pg_is_in_recovery()")
+        promoted(place)
         assert rows(place) == list(range(1, 12))
     assert (places[0].data / "pg_tblspc" / oid).readlink() == places[0].directory / "elsewhere"
     assert not (places[1].data / "pg_tblspc" / oid).is_symlink()
