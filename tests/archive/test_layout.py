@@ -109,7 +109,12 @@ def test_history_files_are_wal():
 
 @given(NAMES)
 def test_the_keys_of_a_backup_s_objects_name_it_and_its_sentinel_is_none_of_them(name):
-    for key in (layout.version_key(str(name)), layout.partition_key(str(name), 3, ".lzo"), layout.manifest_key(str(name), ".lzo")):
+    for key in (
+        layout.version_key(str(name)),
+        layout.partition_key(str(name), 3, ".lzo"),
+        layout.manifest_key(str(name), ".lzo"),
+        layout.config_key(str(name), ".lzo"),
+    ):
         assert layout.parse_object_key(key) == str(name)
         assert layout.parse_foreign_start(key) is None
     assert layout.parse_object_key(layout.sentinel_key(str(name))) is None

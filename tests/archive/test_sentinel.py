@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from wal_e.archive.sentinel import Facts, PageChecks, Sentinel, Tablespace, parse_sentinel, render_sentinel
+from wal_e.archive.sentinel import Facts, PageChecks, Sentinel, StoredConfiguration, Tablespace, parse_sentinel, render_sentinel
 from wal_e.errors import DamageError
 from wal_e.postgres.page import DamagedPages
 from wal_e.postgres.wal import Lsn
@@ -53,6 +53,13 @@ def test_damaged_pages_of_the_source_come_back_as_they_were_found():
     assert parse_sentinel(render_sentinel(sentinel), NAME).facts.page_checksums == checks
     stored = json.loads(render_sentinel(sentinel))["wal_e"]["page_checksums"]
     assert stored["damaged"][0] == {"relation": "base/5/16404", "blocks": [[3, 7], [12, 12]]}
+
+
+def test_what_is_kept_of_the_configuration_comes_back_as_it_was_whatever_its_names():
+    kept = StoredConfiguration("k", 17, "cd" * 32, ("/etc/my möbel/a.conf", "/etc/\udcff"), {"config_file": "/etc/my möbel/a.conf", "hba_file": "pg_hba.conf"})
+    sentinel = SENTINEL._replace(facts=FACTS._replace(configuration=kept))
+    assert parse_sentinel(render_sentinel(sentinel), NAME).facts.configuration == kept
+    assert "configuration" not in json.loads(render_sentinel(SENTINEL))["wal_e"]
 
 
 @pytest.mark.parametrize("content", [b"", b"not json", b"[]", b"{}", b"null", b'"x"', b"\xff\xfe", b'{"wal_segment_backup_stop": 1}'])

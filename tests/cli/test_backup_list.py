@@ -64,5 +64,5 @@ def test_the_restore_command_names_the_prefix_and_survives_odd_paths():
 
 @pytest.mark.parametrize("in_place", [True, False])
 def test_the_advice_allows_tablespaces_that_became_directories(in_place):
-    text = advice(Fetched(OURS, 15, in_place), "/new data", "file://localhost/x", {})
+    text = advice(Fetched(OURS, 15, in_place), "/new data", "file://localhost/x", {}, {})
     assert ("echo 'allow_in_place_tablespaces = on' >> '/new data/postgresql.auto.conf'\n" in text) == in_place

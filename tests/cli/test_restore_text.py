@@ -51,6 +51,8 @@ def test_elsewhere_there_is_no_bar(monkeypatch):
 
 
 def test_absent_configuration_is_told_with_what_to_do():
-    assert absent_lines(()) == []
-    assert "config_file=FILE" in absent_lines(("postgresql.conf", "pg_hba.conf"))[0]
-    assert "put them there" in absent_lines(("pg_hba.conf",))[0]
+    assert absent_lines((), "/pg") == []
+    [line] = absent_lines(("postgresql.conf", "pg_hba.conf"), "/pg data")
+    assert "config_file=FILE" in line
+    assert "'data_directory=/pg data'" in line  # without it, a copy's server would start on the directory that the configuration names
+    assert "put them there" in absent_lines(("pg_hba.conf",), "/pg")[0]

@@ -195,7 +195,7 @@ def test_all_damage_is_told_not_only_the_first(made):
     assert all(part(name, number) in problem.detail for number in range(3))
     check = read_checks(made.store, name)["full"]
     assert (check.ok, check.problems, len(check.named)) == (False, 3, 3)
-    assert _lines(verdict).startswith(f"{name}: DAMAGED\n    {part(name, 2)}: ")
+    assert _lines(verdict).startswith(f"{name}: DAMAGED\n    {part(name, 2)} is missing")
 
 
 def test_the_fast_way_finds_what_is_absent_or_has_another_size(made):

@@ -5,6 +5,7 @@
     basebackups_005/NAME/extended_version.txt                     the claim on the name, written first
     basebackups_005/NAME/tar_partitions/part_00000000.tar.lzo     partitions, counted from 0
     basebackups_005/NAME/manifest.jsonl.lzo                       what is in them
+    basebackups_005/NAME/config.tar.lzo                           configuration files from outside the data directory, where that was asked for
     basebackups_005/NAME/verified.json                            what backup-verify found last; replaced, and may be deleted
     basebackups_005/NAME/drill.json                               what came of its last drill; replaced
     basebackups_005/NAME_backup_stop_sentinel.json                written last: the backup exists
@@ -16,7 +17,7 @@
 
 NAME is ``base_SEGMENT_OFFSET``: the segment that holds the start of the backup (24 upper-case hex
 digits) and the byte offset in it, in decimal with at least eight digits. The layout is WAL-E's,
-except for the manifest, the identity, the checks and the verifications, which the original passes over.
+except for the manifest, the configuration, the identity, the checks and the verifications, which the original passes over.
 """
 
 from __future__ import annotations
@@ -93,6 +94,11 @@ def backup_prefix(backup: str) -> str:
 def manifest_key(backup: str, suffix: str) -> str:
     """The key of a backup's manifest."""
     return f"{BACKUPS}{backup}/manifest.jsonl{suffix}"
+
+
+def config_key(backup: str, suffix: str) -> str:
+    """The key of the configuration files that lie outside the data directory."""
+    return f"{BACKUPS}{backup}/config.tar{suffix}"
 
 
 def verified_key(backup: str) -> str:

@@ -50,6 +50,25 @@ class PageChecks(NamedTuple):
         return cls(int(document["pages"]), tuple(damaged))
 
 
+class StoredConfiguration(NamedTuple):
+    """Configuration files from outside the data directory: the object they are in, its size in bytes and SHA-256 (hex), and their absolute paths.
+
+    ``places`` has where ``config_file``, ``hba_file`` and ``ident_file`` are; a relative path is one in the data directory.
+    """
+
+    key: str
+    size: int
+    sha256: str
+    files: tuple[str, ...]
+    places: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, document: dict[str, Any]) -> StoredConfiguration:
+        """Read what was stored. Raises: KeyError, TypeError, ValueError."""
+        places = {str(name): str(place) for name, place in dict(document["places"]).items()}
+        return cls(str(document["key"]), int(document["size"]), str(document["sha256"]), tuple(map(str, document["files"])), places)
+
+
 class Facts(NamedTuple):
     """What this project's sentinels say beyond WAL-E's; absent from backups of the original.
 
@@ -73,6 +92,7 @@ class Facts(NamedTuple):
     wal_e_version: str
     page_checksums: PageChecks | None = None
     databases: Mapping[str, int] | None = None
+    configuration: StoredConfiguration | None = None
 
 
 class Sentinel(NamedTuple):
@@ -106,6 +126,8 @@ def render_sentinel(sentinel: Sentinel) -> bytes:
             facts[field] = str(facts[field])
         if sentinel.facts.page_checksums is not None:
             facts["page_checksums"] = sentinel.facts.page_checksums.document()
+        if sentinel.facts.configuration is not None:
+            facts["configuration"] = sentinel.facts.configuration._asdict()
         document["wal_e"] = facts
     return sealed(document)
 
@@ -154,4 +176,6 @@ def _facts(document: dict[str, Any]) -> Facts:
     known["system_identifier"] = int(known["system_identifier"])
     if "page_checksums" in known:
         known["page_checksums"] = PageChecks.parse(known["page_checksums"])
+    if "configuration" in known:
+        known["configuration"] = StoredConfiguration.parse(known["configuration"])
     return Facts(**known)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import click
 
 from wal_e import __version__, log
-from wal_e.cli import archiver, backup, backup_verify, check, delete, drill, health, receive, restore, verify, wal, window
 from wal_e.cli.context import Context
 from wal_e.cli.render import show
 from wal_e.cli.run import settings_of
@@ -16,8 +16,39 @@ from wal_e.settings import Settings
 
 _QUIET_VERBS = ("wal-push", "wal-fetch", "wal-prefetch")
 
+FAMILIES = {
+    "backup": ("backup-push", "backup-fetch", "backup-list"),
+    "backup_verify": ("backup-verify",),
+    "delete": ("delete",),
+    "wal": ("wal-push", "wal-fetch", "wal-prefetch"),
+    "archiver": ("wal-archive",),
+    "health": ("wal-status",),
+    "receive": ("wal-receive",),
+    "restore": ("restore",),
+    "verify": ("wal-verify", "wal-show"),
+    "check": ("check",),
+    "drill": ("drill",),
+    "window": ("window",),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+class Verbs(click.Group):
+    """The verbs by their modules here; only that of the verb asked for is imported: all of them take longer than most verbs do."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name all verbs, in alphabetical order."""
+        return sorted({*super().list_commands(ctx), *(verb for verbs in FAMILIES.values() for verb in verbs)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the verb, if there is one of that name."""
+        for module, verbs in FAMILIES.items():
+            if cmd_name in verbs and cmd_name not in self.commands:
+                for command in importlib.import_module(f"wal_e.cli.{module}").COMMANDS:
+                    self.add_command(command)
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, message="%(version)s")
 @click.option("--envdir", metavar="DIR", help="Read variables from files in DIR, one per file, over the environment.")
 @click.option("--file-prefix", metavar="URL", help="Store in files, e.g. file://localhost/var/backups/pg; over WALE_FILE_PREFIX.")
@@ -49,11 +80,6 @@ def wal_e(context: click.Context, /, **options: object) -> None:
 def version() -> None:
     """Print the version."""
     show(f"{__version__}\n")
-
-
-for family in (backup, backup_verify, delete, wal, archiver, health, receive, restore, verify, check, drill, window):
-    for command in family.COMMANDS:
-        wal_e.add_command(command)
 
 
 def run(argv: list[str], remember: Callable[[Settings], None]) -> int:

@@ -17,6 +17,7 @@ from wal_e.archive.catalog import Backup
 from wal_e.archive.drill_record import DrillRecord, drill_document
 from wal_e.cli.fast import GLOBAL_VALUES
 from wal_e.operators.backup_fetch import Fetched
+from wal_e.operators.restore_config import kept_configuration
 from wal_e.postgres.recovery import recovery_settings, render_advice
 
 COLUMNS = (
@@ -72,13 +73,15 @@ def backup_json(backup: Backup, checks: Checks | None = None, drill: DrillRecord
         document[field] = shown_time(value) if isinstance(value, datetime) else str(value) if field in ("start_lsn", "stop_lsn", "system_identifier") else value
     if facts and facts.page_checksums:
         document["page_checksums"] = facts.page_checksums.document()
+    if facts and facts.configuration:
+        document["configuration"] = facts.configuration._asdict()
     document["last_verify"] = {way: check_document(checks[way]) if way in checks else None for way in WAYS} if checks is not None else None
     document["last_drill"] = drill_document(drill) if drill is not None else None
     return document
 
 
-def advice(fetched: Fetched, target: str, prefix: str, options: Mapping[str, str]) -> str:
-    """How to go on after a restore, ready to paste."""
+def advice(fetched: Fetched, target: str, prefix: str, options: Mapping[str, str], server_settings: Mapping[str, str]) -> str:
+    """How to go on after a restore, ready to paste; ``server_settings`` are for the server's command line."""
     settings = recovery_settings(fetched.major, restore_command(prefix, options))
     lines = f"# {target} is restored. To recover it from the archive, run this and start the server:\n{render_advice(settings, target)}"
     if not prefix.startswith("file:") and "envdir" not in options:
@@ -87,7 +90,16 @@ def advice(fetched: Fetched, target: str, prefix: str, options: Mapping[str, str
         conf = shlex.quote(os.path.join(target, "postgresql.auto.conf"))
         lines += "# Its tablespaces are directories in pg_tblspc, which recovery takes for damage without this (since August 2022):\n"
         lines += f"echo 'allow_in_place_tablespaces = on' >> {conf}\n"
+    if server_settings:
+        lines += f"# To use the configuration that the backup kept, start the server with:\n# {server_options(server_settings)}\n"
+    elif kept_configuration(fetched.backup):
+        lines += "# The backup keeps the configuration from outside the data directory, too; --config-to DIR brings it.\n"
     return lines
+
+
+def server_options(settings: Mapping[str, str]) -> str:
+    """Settings for a server's command line, as a shell takes them."""
+    return shlex.join(word for name, value in settings.items() for word in ("-c", f"{name}={value}"))
 
 
 def restore_command(prefix: str, options: Mapping[str, str]) -> str:

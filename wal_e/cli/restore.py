@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import click
 
 from wal_e.archive.archive import Archive
 from wal_e.archive.restore_plan import END, Goal
-from wal_e.cli.backup import POOL_SIZE
+from wal_e.cli.backup import CONFIG_TO, POOL_SIZE
 from wal_e.cli.context import Context
 from wal_e.cli.render import restore_command, show
-from wal_e.cli.restore_text import bar, difference_text, plan_text, restored_text, room_text, started_text
+from wal_e.cli.restore_text import bar, difference_text, plan_text, restored_text, room_text
 from wal_e.cli.targets import goal_of, target_options, timeline_of
 from wal_e.errors import ConfigurationError, UsageError
 from wal_e.operators import restore_delta
 from wal_e.operators.backup_fetch import Hooks
 from wal_e.operators.restore import PAUSE, Plan, Restored, Settling, Wish, absent_from, carry_out, look_around, plan_restore
-from wal_e.operators.restore_start import start_restored
-from wal_e.operators.restore_target import TablespaceChoice
+from wal_e.operators.restore_config import ConfigTarget, kept_configuration
+from wal_e.operators.restore_target import TablespaceChoice, Target, absolute
 from wal_e.pipeline.pipeline import BACKUP_PIPE_BYTES
 from wal_e.postgres.programs import find_programs
 from wal_e.postgres.recovery import RECOVERY, STANDBY
@@ -35,6 +37,7 @@ from wal_e.postgres.recovery_files import CONF
 @click.option("--blind", is_flag=True, help="Put tablespaces into real directories below pg_tblspc.")
 @click.option("--delta", is_flag=True, help="TARGET holds a copy: fetch only files that differ, remove those that the backup does not have.")
 @click.option("--include-database", "databases", metavar="NAME", multiple=True, help="Restore only these databases, the others as zeros. May be repeated.")
+@CONFIG_TO
 @click.option("--use-partial", is_flag=True, help="Use the unfinished last segment, if wal-receive stored it.")
 @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; touch nothing.")
 @click.option("--start", is_flag=True, help="Start the server, wait for the end of its recovery, and say what was reached.")
@@ -48,19 +51,26 @@ def restore(context: Context, /, target: str, start: bool, pool_size: int, **giv
     target is stored and that there is room, shows the plan, fetches, and writes how the server recovers.
     Exit status 1: may succeed later. 2: will not, until somebody changes something.
     """
+    target = absolute(target)
     goal, choice = goal_of(given), _choice(given["tablespaces"], given["blind"])
     if given["target_action"] and goal.kind == END:
         raise UsageError("--target-action needs a target", "At the end of the WAL a server is promoted; it can do nothing else.", "Leave it out.")
     archive = context.archive(pool_size, BACKUP_PIPE_BYTES).read_only()
     plan = plan_restore(archive, _wish(context, goal, given))
-    job = _Job(archive, plan, target, choice, pool_size, plan_text(plan, _credentials(context)), given["bindir"], given["dry_run"], start)
+    config = ConfigTarget.checked(archive, plan.backup, given["config_to"], target) if given["config_to"] is not None else None
+    text = plan_text(plan, _credentials(context), config.path if config else None)
+    job = _Job(archive, plan, target, choice, pool_size, text, given["bindir"], given["dry_run"], start, config)
     restored = _compared(job, given["delta"], given["databases"]) if given["delta"] or given["databases"] else _whole(job)
     if restored is None:
         return
-    show(restored_text(restored, plan))
+    settings = config.settings(restored.path) if config else {}
+    show(restored_text(restored, plan, settings))
     if start:
+        from wal_e.cli.started_text import started_text  # with it comes what talks to a server
+        from wal_e.operators.restore_start import start_restored
+
         programs = find_programs(plan.major, given["bindir"])
-        show(started_text(start_restored(restored.path, programs, plan.wish.role, os.environ)))
+        show(started_text(start_restored(restored.path, programs, plan.wish.role, settings, os.environ), plan.advice))
 
 
 class _Job(NamedTuple):
@@ -75,22 +85,27 @@ class _Job(NamedTuple):
     bindir: str | None
     dry_run: bool
     start: bool
+    config: ConfigTarget | None
+
+    def place_config(self) -> Callable[[Target], None] | None:
+        """What brings the configuration, if it is wanted."""
+        return partial(self.config.place, self.archive) if self.config else None
 
 
 def _whole(job: _Job) -> Restored | None:
     """Restore into an empty directory; None when only the plan is shown."""
     room = look_around(job.archive, job.plan, job.target, job.choice)
-    _announce(job, room_text(room), room.absent)
+    _announce(job, room_text(room._replace(absent=()) if job.config else room), room.absent)
     if job.dry_run:
         return None
     with bar() as line:
-        return carry_out(job.archive, job.plan, job.target, job.pool_size, job.choice, Hooks(watch=line))
+        return carry_out(job.archive, job.plan, job.target, job.pool_size, job.choice, Hooks(job.place_config(), line))
 
 
 def _compared(job: _Job, delta: bool, databases: tuple[str, ...]) -> Restored | None:
     """Restore what differs, or what is of these databases; None when only the plan is shown."""
     planned = restore_delta.planned_delta if delta else restore_delta.planned_selection
-    settling = Settling(job.archive, job.plan, job.choice)
+    settling = Settling(job.archive, job.plan, job.choice, job.place_config())
     with planned(job.archive, job.target, job.plan.backup.name, job.pool_size, job.choice, databases) as difference:
         _announce(job, difference_text(difference), absent_from(difference.manifest))
         if job.dry_run:
@@ -103,7 +118,7 @@ def _compared(job: _Job, delta: bool, databases: tuple[str, ...]) -> Restored | 
 def _announce(job: _Job, place: str, absent: tuple[str, ...]) -> None:
     """Show the whole plan, unless it is known that the server could not be started in the end."""
     if job.start:
-        _require_startable(job.plan, absent, job.bindir)
+        _require_startable(job, absent)
     show(job.text + place)
 
 
@@ -127,18 +142,23 @@ def _choice(tablespaces: tuple[str, ...], blind: bool) -> TablespaceChoice:
         oid, _, path = given.partition("=")
         if not (oid.isascii() and oid.isdigit() and os.path.isabs(path)):
             raise UsageError(f"{given!r} does not say where a tablespace goes", "", "Write --tablespace OID=/absolute/path.")
+        if oid in spec:
+            raise UsageError(f"--tablespace names tablespace {oid} twice", "It can have one place only.", "Give it once.")
         spec[oid] = {"loc": path}
     return TablespaceChoice(blind, None if blind else spec)
 
 
-def _require_startable(plan: Plan, absent: tuple[str, ...], bindir: str | None) -> None:
-    if CONF in absent:
+def _require_startable(job: _Job, absent: tuple[str, ...]) -> None:
+    if CONF in absent and job.config is None:
+        keeps = kept_configuration(job.plan.backup) is not None
         raise ConfigurationError(
             "the restored server cannot be started from here",
-            f"The backup does not hold {', '.join(absent)}, as on Debian, where they are in /etc.",
-            "Leave out --start, and start the server as its service does.",
+            f"The data directory of the backup does not hold {', '.join(absent)}, as on Debian, where they are in /etc.",
+            "Say with --config-to DIR where the configuration goes, which the backup keeps beside it."
+            if keeps
+            else "Leave out --start, and start the server as its service does. backup-push --include-config would have kept them.",
         )
-    find_programs(plan.major, bindir)
+    find_programs(job.plan.major, job.bindir)
 
 
 def _credentials(context: Context) -> str:

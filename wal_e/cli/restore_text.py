@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from wal_e.archive.restore_plan import END, IMMEDIATE, LSN, NAME, TIME, XID, shown_moment
+from wal_e.cli.render import server_options
 from wal_e.operators.delta_plan import DeltaPlan
 from wal_e.operators.restore import Plan, Restored, Room
-from wal_e.operators.restore_start import Started
-from wal_e.postgres.instance import PAUSED, PRIMARY, RECOVERING, SHUT_DOWN
+from wal_e.operators.restore_config import kept_configuration
 from wal_e.postgres.recovery import STANDBY
 from wal_e.postgres.recovery_files import CONF
 from wal_e.progress import Progress, shown_bytes
@@ -22,8 +23,11 @@ _COPY = (
 )
 
 
-def plan_text(plan: Plan, credentials: str) -> str:
-    """The plan as lines: what will be fetched, what the server will read, what it will reach. ``credentials`` is a hint about those of the store, or ""."""
+def plan_text(plan: Plan, credentials: str, config_to: str | None = None) -> str:
+    """The plan as lines: what will be fetched, what the server will read, what it will reach.
+
+    ``credentials`` is a hint about those of the store, or ""; ``config_to`` is where the kept configuration goes, if it is wanted.
+    """
     sentinel, aim = plan.backup.readable(), plan.aim
     facts = sentinel.facts
     stored = f", {shown_bytes(facts.stored_bytes)} to fetch" if facts else ""
@@ -40,8 +44,11 @@ def plan_text(plan: Plan, credentials: str) -> str:
     lines += [("", f"  {line}") for line in plan.advice.settings.splitlines()]
     if credentials:
         lines.append(("", credentials))
+    if kept := kept_configuration(plan.backup):
+        where = f"goes to {config_to}" if config_to else "kept in the backup; --config-to DIR brings it"
+        lines.append(("config", f"{_kept_files(kept.files)} ({where})"))
     lines += [("archiving" if not number else "", line) for number, line in enumerate(_COPY)]
-    return _table(lines)
+    return table(lines)
 
 
 def _reaches(plan: Plan) -> str:
@@ -56,7 +63,7 @@ def _reaches(plan: Plan) -> str:
     side = "after" if aim.goal.inclusive else "before"
     what = {
         IMMEDIATE: f"{aim.lsn}, the end of the backup",
-        TIME: f"the last commit before that at {at}",
+        TIME: f"the last commit before the one at {at}",
         LSN: f"{side} the first record from {at} on" if aim.lsn else "",
         XID: f"{side} the end of the transaction at {at}",
         NAME: f"the restore point at {at}",
@@ -69,8 +76,8 @@ def room_text(room: Room) -> str:
     lines = [("into", room.path)]
     lines += [("space", f"{shown_bytes(space.needed_bytes)} needed, {shown_bytes(space.free_bytes)} free at {space.path}") for space in room.spaces]
     lines += [("tablespace", f"{link} to {location}") for link, location in room.locations.items()]
-    lines += [("absent", line) for line in absent_lines(room.absent)]
-    return _table(lines)
+    lines += [("absent", line) for line in absent_lines(room.absent, room.path)]
+    return table(lines)
 
 
 def difference_text(difference: DeltaPlan) -> str:
@@ -78,19 +85,30 @@ def difference_text(difference: DeltaPlan) -> str:
     lines = [("into", difference.target.path)]
     lines += [("tablespace", f"{link} to {location}") for link, location in difference.target.locations.items()]
     lines += [("files" if not number else "", sentence) for number, sentence in enumerate(difference.sentences())]
-    return _table(lines)
+    return table(lines)
 
 
-def absent_lines(absent: tuple[str, ...]) -> list[str]:
+def _kept_files(paths: Sequence[str]) -> str:
+    """Files by the directory that they have in common."""
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return f"from {common}: {', '.join(os.path.relpath(path, common) for path in paths)}"
+
+
+def absent_lines(absent: tuple[str, ...], data_directory: str) -> list[str]:
     """What to do about configuration files that the data directory does not have."""
     if not absent:
         return []
-    where = "start the server with -c config_file=FILE -c hba_file=FILE -c ident_file=FILE, as its service does" if CONF in absent else "put them there"
-    return [f"{', '.join(absent)}: the backup does not hold {'it' if len(absent) == 1 else 'them'}, as on Debian, where they are in /etc; {where}"]
+    own = server_options({"data_directory": data_directory})  # else it starts on the directory that the configuration names
+    how = "put them there"
+    if CONF in absent:
+        how = (
+            f"where pg_ctlcluster knows this directory, it finds them; else start the server with -c config_file=FILE -c hba_file=FILE -c ident_file=FILE {own}"
+        )
+    return [f"{', '.join(absent)}: the data directory does not have {'it' if len(absent) == 1 else 'them'}, as on Debian, where they are in /etc; {how}"]
 
 
-def restored_text(restored: Restored, plan: Plan) -> str:
-    """The result as lines."""
+def restored_text(restored: Restored, plan: Plan, settings: Mapping[str, str]) -> str:
+    """The result as lines; ``settings`` are those that make a server use the configuration that was brought, none where there is none."""
     written = restored.written
     lines = [("restored", f"{plan.backup.name} into {restored.path}")]
     if written.removed:
@@ -99,27 +117,15 @@ def restored_text(restored: Restored, plan: Plan) -> str:
         lines.append(("overruled", f"targets in postgresql.conf: {', '.join(written.emptied)}"))
     if written.files:
         lines.append(("removed", ", ".join(written.files)))
-    lines += [("absent", line) for line in absent_lines(restored.absent)]
-    return _table(lines)
+    if settings:
+        lines.append(("config", f"to use what was brought, start the server with {server_options(settings)}"))
+    else:
+        lines += [("absent", line) for line in absent_lines(restored.absent, restored.path)]
+    return table(lines)
 
 
-def started_text(started: Started) -> str:
-    """What the started server reached, and how to go on."""
-    reached = started.reached
-    words = {
-        PRIMARY: "recovery has ended, the server is in service",
-        PAUSED: "recovery is paused at the target; SELECT pg_wal_replay_resume() ends it there and promotes",
-        SHUT_DOWN: "the server was shut down at the target; with another recovery_target_action, and recovery.signal left in place, it goes on from there",
-        RECOVERING: "the data are consistent, recovery goes on",
-    }
-    lines = [("state", words[reached.state]), ("timeline", str(reached.timeline))]
-    if reached.lsn:
-        lines.append(("reached", str(reached.lsn) + (f", last commit of {shown_moment(reached.last_commit)}" if reached.last_commit else "")))
-    lines.append(("log", started.log_path))
-    return _table(lines)
-
-
-def _table(lines: list[tuple[str, str]]) -> str:
+def table(lines: list[tuple[str, str]]) -> str:
+    """Labels to the left, texts beside them."""
     return "".join(f"{label:<11}{text}".rstrip() + "\n" for label, text in lines)
 
 

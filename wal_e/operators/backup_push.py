@@ -20,16 +20,18 @@ from wal_e import __version__
 from wal_e.archive import layout
 from wal_e.archive.archive import Archive
 from wal_e.archive.manifest import ManifestWriter, StoredPartition
-from wal_e.archive.sentinel import Facts, Sentinel, Tablespace, render_sentinel
+from wal_e.archive.sentinel import Facts, Sentinel, StoredConfiguration, Tablespace, render_sentinel
 from wal_e.errors import DamageError
 from wal_e.log import Logger
 from wal_e.operators.backup_claim import Claim
+from wal_e.operators.backup_config import gathered, push_configuration, tell_left_out
 from wal_e.operators.backup_pages import PushedPages
 from wal_e.operators.backup_window import Closed, OfflineWindow, OnlineWindow, Opened, Window
 from wal_e.operators.measure import Measured
 from wal_e.operators.wal_wait import wait_for_wal
 from wal_e.pipeline import pool
 from wal_e.postgres.cluster import Cluster
+from wal_e.postgres.config_files import Configuration
 from wal_e.postgres.files import FileEntry, walk
 from wal_e.postgres.page import LivePages
 from wal_e.postgres.wal import segment_name, segment_start, segments_needed
@@ -44,13 +46,17 @@ PING_EVERY_S = 30.0
 
 
 class PushOptions(NamedTuple):
-    """What the command line says: lanes, bytes per second to read at most (0: no limit), the checkpoint's pace, and whether pages are "checked"."""
+    """What the command line says: lanes, bytes per second to read at most (0: no limit), the checkpoint's pace, whether pages are "checked".
+
+    ``configuration`` is "included" when what of it lies outside the data directory is wanted, too.
+    """
 
     pool_size: int
     read_rate_limit: int
     checkpoint: str
     archive_timeout_s: float
     pages: str = "unchecked"
+    configuration: str = "told"
 
 
 class Pushed(NamedTuple):
@@ -67,6 +73,8 @@ def push_online(archive: Archive, cluster: Cluster, options: PushOptions, enviro
     ArchiveTimeout, StoreError, LocalFileError, UsageError.
     """
     with cluster.lock(), OnlineWindow(cluster, environ, options.checkpoint) as window:
+        if options.configuration == "told":
+            tell_left_out(cluster, window)
         return _Push(archive, cluster, options, native_sleep).run(window)
 
 
@@ -90,16 +98,21 @@ class _Push:
         self._native_sleep = native_sleep
         self._notices: set[str] = set()
         self._pages: PushedPages | None = None
+        self._configuration: Configuration | None = None
+        self._kept: StoredConfiguration | None = None
 
     def run(self, window: Window) -> Pushed:
         started = datetime.now(UTC)
+        if self._options.configuration == "included":
+            self._configuration = gathered(self._cluster, window)
         self._archive.claim(self._cluster.control.system_identifier)
         opened = window.open()
         segment = segment_name(opened.timeline, opened.start, self._cluster.control.segment_size)
         name = str(layout.BackupName(segment, opened.start - segment_start(segment, self._cluster.control.segment_size)))
         claim = Claim.take(self._store, name, opened.version_text, self._cluster.path)
         if claim is None:
-            LOG.warning(f"nothing new since {name}", "The cluster has not moved on since that backup, which is complete.", action="backup-push")
+            hint = "What it keeps of the configuration is what it was then, if that was asked for." if self._configuration else ""
+            LOG.warning(f"nothing new since {name}", "The cluster has not moved on since that backup, which is complete.", hint, action="backup-push")
             return Pushed(name, None)
         try:
             with contextlib.closing(ManifestWriter(name, self._cluster.major)) as manifest:
@@ -116,6 +129,8 @@ class _Push:
         found = survey(self._walk(opened))
         progress = Progress(found.total_bytes, time.monotonic)
         stored = self._push_partitions(name, window, opened, found, progress, manifest)
+        if self._configuration:
+            self._kept = push_configuration(self._archive, name, self._configuration)
         closed = window.close()
         stored.append(self._push_last(name, len(stored), closed, manifest))
         if closed.online:
@@ -195,12 +210,12 @@ class _Push:
 
     def _require_all(self, name: str, stored: list[StoredPartition]) -> None:
         """Compare what the store holds with what was pushed, as the last thing before it counts."""
-        held = {blob.key: blob.size for blob in self._store.list(layout.partitions_prefix(name))}
-        for partition in stored:
-            if held.get(partition.key) != partition.size:
+        held = {blob.key: blob.size for blob in self._store.list(layout.backup_prefix(name))}
+        for one in (*stored, *((self._kept,) if self._kept else ())):
+            if held.get(one.key) != one.size:
                 raise DamageError(
-                    f"{partition.key} is not in the store as it was pushed",
-                    f"It was stored with {partition.size} bytes; the store now says {held.get(partition.key, 'that it is absent')}.",
+                    f"{one.key} is not in the store as it was pushed",
+                    f"It was stored with {one.size} bytes; the store now says {held.get(one.key, 'that it is absent')}.",
                     "Something else deletes or overwrites objects under this prefix. No backup was recorded.",
                 )
 
@@ -215,6 +230,7 @@ class _Push:
             system_identifier=self._cluster.control.system_identifier, major=self._cluster.major, segment_size=segment_size,
             partitions=len(stored), stored_bytes=sum(partition.size for partition in stored), manifest_key=manifest_key, manifest_sha256=digest,
             online=closed.online, wal_e_version=__version__, page_checksums=pages, databases=closed.databases,
+            configuration=self._kept,
         )  # fmt: skip
         tablespaces = tuple(Tablespace(oid, location) for oid, location in self._cluster.tablespaces().items())
         return Sentinel(stop_segment, closed.stop - segment_start(stop_segment, segment_size), expanded_bytes, self._cluster.path, tablespaces, facts)

@@ -13,9 +13,11 @@ from typing import TypeVar
 from wal_e.archive import layout
 from wal_e.archive.archive import Archive
 from wal_e.archive.manifest import Manifest
+from wal_e.archive.sentinel import StoredConfiguration
 from wal_e.errors import BlobFrozen, BlobNotFound, DamageError
 from wal_e.log import Logger
 from wal_e.operators.backup_fetch import LINE_CHECK_S, Part, fetch_part, listed_parts, parts_of
+from wal_e.operators.restore_config import fetch_configuration
 from wal_e.operators.wal_content import Finding
 from wal_e.pipeline import pool
 from wal_e.postgres.control import CONTROL_FILE, ControlFile, parse_control
@@ -86,6 +88,18 @@ def read_partitions(archive: Archive, backup: str, manifest: Manifest | None, fo
     if block_size:
         found.pages = 0
     reading.read((part for part in parts_of(manifest) if with_control is None or part.key != with_control.key), block_size)
+
+
+def look_at_configuration(archive: Archive, stored: StoredConfiguration, way: str, found: Findings) -> None:
+    """Look at what is kept of the configuration: "fast", whether it has its size, or "full". Raises: what the store raises."""
+
+    def look() -> None:
+        if way == "full":
+            fetch_configuration(archive, stored, Inspection())
+        elif (size := archive.store.stat(stored.key).size) != stored.size:
+            raise DamageError(f"{stored.key} is not what was stored", f"It has {size} bytes in the store; the sentinel says {stored.size}.")
+
+    found.attempt(stored.key, look)
 
 
 def _holds_control(part: Part) -> bool:

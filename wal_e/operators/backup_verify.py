@@ -23,7 +23,7 @@ from wal_e.errors import BackupNotFound, BlobFrozen, DamageError, StoreForbidden
 from wal_e.log import Logger
 from wal_e.operators.backup_claim import is_complete
 from wal_e.operators.backup_fetch import listed_parts, read_manifest
-from wal_e.operators.backup_reading import Findings, read_partitions
+from wal_e.operators.backup_reading import Findings, look_at_configuration, read_partitions
 from wal_e.operators.backup_wal import WalOfBackup, check_segment_content, find_wal, without_those_in_wal
 from wal_e.operators.wal_content import Finding
 from wal_e.operators.wal_verify import MAX_NAMED
@@ -65,7 +65,7 @@ class Verdict(NamedTuple):
         """All that is wrong, one sentence each."""
         pages = [f"{damaged}: wrong checksum" for damaged in self.damaged_pages]
         wal = [f"{self.missing_wal} is not in the store, and the backup cannot be used without it"] if self.missing_wal else []
-        return [*(f"{key}: {reason}" for key, reason in self.damaged), *pages, *wal, *(f"{key}: {reason}" for key, reason in self.unreadable)]
+        return [*map(_sentence, self.damaged), *pages, *wal, *map(_sentence, self.unreadable)]
 
     def problems(self) -> Iterator[WaleError]:
         """The same as errors, the worst first."""
@@ -110,20 +110,27 @@ def verify(archive: Archive, backup: Backup, look: Look) -> Verdict:
         backup.name, look.way, datetime.now(UTC), is_original, read_bytes, seconds, found.pages, found.damaged, found.unreadable, pages, missing_wal
     )
     _remember(archive, verdict)
-    LOG.info(f"{backup.name} is verified", f"{shown_bytes(read_bytes)} read in {shown_seconds(seconds)}.", action="backup-verify", state="complete")
+    outcome = "is looked through, and not whole" if verdict.sentences else "is verified"
+    LOG.info(f"{backup.name} {outcome}", f"{shown_bytes(read_bytes)} read in {shown_seconds(seconds)}.", action="backup-verify", state="complete")
     return verdict
+
+
+def _sentence(finding: Finding) -> str:
+    return finding.reason if finding.reason.startswith(finding.key) else f"{finding.key}: {finding.reason}"
 
 
 def _look(archive: Archive, backup: Backup, look: Look, found: Findings) -> tuple[str | None, tuple[DamagedPages, ...]]:
     """Look at all parts of a backup; return the first missing segment, and the damaged pages."""
     sentinel = backup.sentinel
     if sentinel is None:
-        found.damage(layout.sentinel_key(backup.name), str(backup.damage))
+        found.note(layout.sentinel_key(backup.name), backup.damage)
         return None, ()
     facts = sentinel.facts
     if facts is None:
         _look_at_original(archive, backup, sentinel, look, found)
         return None, ()
+    if facts.configuration:
+        look_at_configuration(archive, facts.configuration, look.way, found)
     manifest = found.attempt(facts.manifest_key, lambda: read_manifest(archive, backup.name, sentinel))
     try:
         wal = find_wal(archive, backup, facts)

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, Protocol, Self, cast
 from wal_e.errors import BackupInterrupted, ServerRefused, UsageError, local_error
 from wal_e.log import Logger
 from wal_e.postgres.cluster import Cluster
+from wal_e.postgres.config_files import places_of_stopped
 from wal_e.postgres.control import ControlFile, read_control, read_control_bytes
 from wal_e.postgres.files import FileEntry
 from wal_e.postgres.label import parse_backup_label
@@ -22,6 +23,12 @@ from wal_e.postgres.sql import Session, connect
 from wal_e.postgres.wal import Lsn, segment_name
 
 LOG = Logger(__name__)
+
+
+_OF_A_STANDBY = (
+    "This server is a standby: its primary writes and archives that segment, when it is full. "
+    "SELECT pg_switch_wal() ends it there at once, archive_timeout after a while."
+)
 
 
 class Opened(NamedTuple):
@@ -56,6 +63,9 @@ class Window(Protocol):
 
     def archiver_failure(self) -> str | None:
         """What the server says about its failing archive_command."""
+
+    def configuration(self) -> dict[str, str]:
+        """Where the files of the configuration are, by the names of their settings; asked before ``open()``."""
 
 
 class OnlineWindow:
@@ -102,14 +112,31 @@ class OnlineWindow:
                 f"It began at {self._opened.start} on timeline {self._opened.timeline}; its label says {label.start} on {label.timeline}.",
                 "Push again.",
             )
+        self._require_timeline(stopped.stop)
         files = [("backup_label", stopped.label)]
         if stopped.tablespace_map:
             files.append(("tablespace_map", stopped.tablespace_map))
         return Closed(True, stopped.stop, [*files, ("global/pg_control", control)], databases)
 
     def archiver_failure(self) -> str | None:
-        """What pg_stat_archiver says about the last failure."""
-        return self._session.archiver_failure()
+        """What pg_stat_archiver says about the last failure; on a standby, who else would have to archive."""
+        failure = self._session.archiver_failure()
+        return failure or (_OF_A_STANDBY if self._session.in_recovery else None)
+
+    def _require_timeline(self, stop: Lsn) -> None:
+        """See that a standby still follows the timeline on which the backup started; its label does not tell where it stopped."""
+        assert self._opened is not None
+        timeline = self._session.recovery_timeline() if self._session.in_recovery else self._opened.timeline
+        if timeline != self._opened.timeline:
+            raise BackupInterrupted(
+                "the standby followed its primary to another timeline during the backup",
+                f"It began at {self._opened.start} on timeline {self._opened.timeline} and ended at {stop} on timeline {timeline}.",
+                "Push again when the new primary has made a checkpoint and the standby has replayed it.",
+            )
+
+    def configuration(self) -> dict[str, str]:
+        """What the server says; nothing where our role may not know."""
+        return self._session.configuration()
 
     def _require_archiving(self) -> None:
         archiving = self._session.archiving()
@@ -160,6 +187,10 @@ class OfflineWindow:
     def archiver_failure(self) -> None:
         """There is no archiver."""
         return
+
+    def configuration(self) -> dict[str, str]:
+        """What can be told from the directory. Raises: UsageError."""
+        return places_of_stopped(self._cluster.path)
 
     def _control(self) -> ControlFile:
         return read_control(self._cluster.path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from wal_e.archive import layout
@@ -121,7 +122,7 @@ def carry_out(archive: Archive, plan: Plan, target_path: str, pool_size: int, ch
 
     Raises: what :func:`fetch_backup` raises.
     """
-    settling = Settling(archive, plan, choice)
+    settling = Settling(archive, plan, choice, hooks.before_control)
     fetched = fetch_backup(archive, target_path, plan.backup.name, pool_size, choice, hooks._replace(before_control=settling))
     return settling.restored(fetched)
 
@@ -129,7 +130,8 @@ def carry_out(archive: Archive, plan: Plan, target_path: str, pool_size: int, ch
 class Settling:
     """What makes a fetched directory recover as planned; called when all its files are there and ``pg_control`` has not its name yet."""
 
-    def __init__(self, archive: Archive, plan: Plan, choice: TablespaceChoice) -> None:
+    def __init__(self, archive: Archive, plan: Plan, choice: TablespaceChoice, then: Callable[[Target], None] | None = None) -> None:
+        self._then = then
         self._archive = archive
         self._plan = plan
         self._choice = choice
@@ -145,6 +147,8 @@ class Settling:
         self._written = write_recovery(target.path, _advice(wish, self._plan.aim, target.major()), wish.role, others)
         if self._plan.tail:
             _place_tail(self._archive, self._plan.tail, target.path)
+        if self._then:
+            self._then(target)
 
     def restored(self, fetched: Fetched) -> Restored:
         """The result."""
@@ -159,7 +163,8 @@ def _require_sensible(wish: Wish) -> None:
 
 
 def _advice(wish: Wish, aim: Aim, major: int) -> RecoveryAdvice:
-    targets = {"recovery_target_timeline": LATEST} if wish.role == STANDBY else recovery_targets(wish.goal, aim.course, wish.action, major)
+    follows = LATEST if wish.timeline == LATEST else str(aim.course.timeline)
+    targets = {"recovery_target_timeline": follows} if wish.role == STANDBY else recovery_targets(wish.goal, aim.course, wish.action, major)
     return recovery_settings(major, wish.restore_command, targets, wish.role)
 
 

@@ -22,14 +22,14 @@ class Started(NamedTuple):
     log_path: str
 
 
-def start_restored(data_directory: str, programs: Programs, role: str, environ: Mapping[str, str]) -> Started:
-    """Start the server, wait for the end of its recovery, or for consistent data on a standby, and let it go on.
+def start_restored(data_directory: str, programs: Programs, role: str, settings: Mapping[str, str], environ: Mapping[str, str]) -> Started:
+    """Start the server, with these settings on its command line, wait for the end of its recovery, or for consistent data on a standby, and let it go on.
 
     Raises: ServerRefused, ServerUnavailable, both with the end of the server's log; LocalFileError.
     """
     log_path = _log_path(data_directory)
     LOG.info(f"starting the server on {data_directory}", f"It writes to {log_path} until its configuration says something else.", action="restore")
-    with start(Launch(data_directory, programs, log_path, {}, environ, FREE)) as server:
+    with start(Launch(data_directory, programs, log_path, settings, environ, FREE)) as server:
         reached = server.wait(CONSISTENT if role == STANDBY else ENDED)
         server.leave()
     return Started(reached, log_path)

@@ -7,11 +7,13 @@ here, in one place.
 
 from __future__ import annotations
 
+import os
 import time
 
 import psycopg
 
 from wal_e.errors import BackupInterrupted, ServerRefused
+from wal_e.postgres.config_files import PLACES
 from wal_e.postgres.connection import INSUFFICIENT_PRIVILEGE, PASSING, Questions, connection_to, said, wrong_cluster, wrong_instance
 from wal_e.postgres.control import read_control
 from wal_e.postgres.wal import Lsn
@@ -110,6 +112,19 @@ class Session(Questions):
         # As bytes, for a name may have been given in any encoding.
         rows = self._rows("asking for the databases", "SELECT textsend(datname::text), oid::bigint FROM pg_database ORDER BY oid")
         return {bytes(name).decode("utf-8", "backslashreplace"): oid for name, oid in rows}
+
+    def configuration(self) -> dict[str, str]:
+        """Ask where the files of the configuration are; without those that this role may not know. Raises: BackupInterrupted, ServerRefused."""
+        # As bytes, for a path is in no particular encoding.
+        query = """SELECT name, convert_to(setting, current_setting('server_encoding')) FROM pg_settings
+            WHERE name = ANY (%s) AND setting <> '' ORDER BY name"""
+        rows = self._rows("asking for the configuration's files", query, (list(PLACES),))
+        return {name: os.fsdecode(bytes(place)) for name, place in rows}
+
+    def recovery_timeline(self) -> int:
+        """Ask a standby on which timeline a backup that just stopped ends. Raises: BackupInterrupted, ServerRefused."""
+        [(timeline,)] = self._rows("asking for the timeline", "SELECT min_recovery_end_timeline FROM pg_control_recovery()")
+        return int(timeline)
 
     def ping(self) -> None:
         """Prove that the session is alive, and keep it so. Raises: BackupInterrupted."""

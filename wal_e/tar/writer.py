@@ -128,11 +128,11 @@ class PartitionWriter:
 
 
 def write_contents(stream: RawIOBase, contents: Iterable[tuple[FileEntry, bytes]]) -> list[Member]:
-    """Write a tar of files whose content is at hand; return its members."""
+    """Write a tar of files whose content is at hand, and of directories; return its members."""
     members = []
     for entry, content in contents:
         _write_all(stream, header(entry, len(content)) + content + bytes(-len(content) % BLOCK))
-        members.append(Member(entry.path, "file", len(content), entry.mode, entry.mtime, google_crc32c.value(content), ""))
+        members.append(Member(entry.path, entry.kind, len(content), entry.mode, entry.mtime, google_crc32c.value(content), ""))
     _write_all(stream, END_OF_ARCHIVE)
     return members
 
