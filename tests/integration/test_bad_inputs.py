@@ -953,7 +953,7 @@ class TestTablespaces:
         first = next(iter(spaced.locations.values()))
         with unchanged(*spaced.locations.values()):
             refusal(
-                self.fetch(spaced, "--restore-spec", "SOURCE", target=target), USAGE, f"the tablespace location {first} is not empty", "nothing in this one"
+                self.fetch(spaced, "--restore-spec", "SOURCE", target=target), USAGE, f"the tablespace location {first} is not empty", "Nothing in this one"
             )
             assert not target.exists()
         aside = {location: location.with_name(f"{location.name} aside") for location in spaced.locations.values()}
