@@ -260,7 +260,7 @@ def pushed(make_shared_server):
         server.psql(f"create table t{number} as select generate_series(1, 1000) as n")
         server.wal_e("backup-push", str(server.data), "--fast")
     settled(server)
-    names = [row.split("\t")[0] for row in server.wal_e("backup-list").stdout.splitlines()[1:]]
+    names = backups(server)
     assert len(names) == 2
     return Pushed(server, store, names)
 
@@ -285,10 +285,7 @@ def make_place(_server_root):
 @pytest.fixture
 def spoiled(pushed, make_place):
     """A copy of the store of ``pushed``, to be spoiled by the test, and a place; ``cluster`` puts a data directory there."""
-    server = make_place()
-    store = server.directory / "store"
-    server.run(["cp", "-a", pushed.store, store])
-    return Pushed(server, store, pushed.names)
+    return copied(pushed, make_place())
 
 
 @pytest.fixture
@@ -296,6 +293,18 @@ def cluster(spoiled, _template):
     """The data directory of ``spoiled``: of the same cluster, not running."""
     spoiled.server.run(["cp", "-a", _template(1), spoiled.server.data])
     return spoiled.server.data
+
+
+def copied(pushed: Pushed, place: Server) -> Pushed:
+    """Copy the store to another place."""
+    store = place.directory / "store"
+    place.run(["cp", "-a", pushed.store, store], libpq=False)
+    return Pushed(place, store, pushed.names)
+
+
+def backups(server: Server) -> list[str]:
+    """The names of the backups in the store of a server, oldest first."""
+    return [row.split("\t")[0] for row in server.wal_e("backup-list").stdout.splitlines()[1:]]
 
 
 def settled(server: Server) -> None:

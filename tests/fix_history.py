@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from fix_archive import archive_into_store, settled
+from fix_archive import archive_into_store, backups, settled
 from fix_postgres import Server, wait_until
 
 RESTORE_POINT = "before three"
@@ -100,7 +100,7 @@ def live(make_shared_server, kind: Kind, burden: Burden | None = None) -> Histor
     changes[21] = change(other, 21)
     archived(other)
     other.stop()
-    names = [row.split("\t")[0] for row in other.wal_e("backup-list").stdout.splitlines()[1:]]
+    names = backups(other)
     return History(kind, server, other, server.port, server.directory, store, changes, names, forked, rounds, tablespace)
 
 

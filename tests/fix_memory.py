@@ -8,7 +8,10 @@ import build_wal
 import pytest
 
 from wal_e.archive.archive import Archive
+from wal_e.archive.identity import claim_identity
 from wal_e.blobstore.memory import MemoryStore
+from wal_e.operators import wal_search
+from wal_e.pipeline.lanes import Cooperative
 from wal_e.pipeline.pipeline import Pipeline
 from wal_e.pipeline.process import Blocking
 from wal_e.retry import Policy
@@ -23,6 +26,13 @@ def open_memory(store, waits=None):
     waits = waits or Blocking()
     once = Policy(1, 1)
     return Archive(store, Pipeline(waits), waits, once, once)
+
+
+def open_searched():
+    """An empty archive of ``build_wal``'s cluster, with lanes for what is searched."""
+    store = MemoryStore()
+    claim_identity(store, build_wal.SYSTEM_IDENTIFIER, ".lzo")
+    return open_memory(store, Cooperative(wal_search.LANES))
 
 
 def content_of(archive, key):

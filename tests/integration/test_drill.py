@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fix_archive import Pushed, Watched, archive_into_store, listing, refusal, script, settled, stored_wal, warnings
+from fix_archive import Pushed, Watched, archive_into_store, backups, copied, listing, refusal, script, settled, stored_wal, warnings
 from fix_postgres import bindir, give_to_server_user, wait_until
 
 
@@ -31,17 +31,13 @@ def origin(make_shared_server):
     server.psql("select pg_switch_wal()")
     settled(server)
     server.stop()
-    [row] = server.wal_e("backup-list").stdout.splitlines()[1:]
-    return Pushed(server, store, [row.split("\t")[0]])
+    return Pushed(server, store, backups(server))
 
 
 @pytest.fixture
 def spoilt(origin, make_place):
     """A copy of the store, to be spoiled by the test."""
-    place = make_place()
-    store = place.directory / "store"
-    place.run(["cp", "-a", origin.store, store], libpq=False)
-    return Pushed(place, store, origin.names)
+    return copied(origin, make_place())
 
 
 def drill(pushed, *args, **options):

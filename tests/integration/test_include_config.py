@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fix_archive import Watched, records, refusal, script, settled, unchanged, warnings
+from fix_archive import Watched, backups, records, refusal, script, settled, unchanged, warnings
 from fix_postgres import Server, bindir, give_to_server_user
 
 CONFIG = "etc/my möbel"  # a space, and not ASCII
@@ -82,7 +82,7 @@ def debian(make_shared_server):
     server.wal_e("backup-push", str(server.data), "--fast", "--include-config")
     server.psql("select pg_switch_wal()")
     settled(server)
-    names = [row.split("\t")[0] for row in server.wal_e("backup-list").stdout.splitlines()[1:]]
+    names = backups(server)
     return Debian(server, config, store, names)
 
 

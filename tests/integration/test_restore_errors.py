@@ -11,7 +11,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fix_archive import Gate, Pushed, Watched, _identity, archive_into_store, fake_lzop, records, refusal, script, settled, stored_wal, unchanged
+from fix_archive import (
+    Gate,
+    Pushed,
+    Watched,
+    _identity,
+    archive_into_store,
+    backups,
+    copied,
+    fake_lzop,
+    records,
+    refusal,
+    script,
+    settled,
+    stored_wal,
+    unchanged,
+)
 from fix_postgres import bindir, give_to_server_user, wait_until
 
 from wal_e.errors import LockHeld
@@ -38,17 +53,13 @@ def origin(make_shared_server):
         server.psql("insert into t select generate_series(1, 1000); select pg_switch_wal()")
     settled(server)
     server.stop()
-    [row] = server.wal_e("backup-list").stdout.splitlines()[1:]
-    return Pushed(server, store, [row.split("\t")[0]])
+    return Pushed(server, store, backups(server))
 
 
 @pytest.fixture
 def spoilt(origin, make_place):
     """A copy of the store, to be spoiled by the test, beside a place to restore into."""
-    place = make_place()
-    store = place.directory / "store"
-    place.run(["cp", "-a", origin.store, store], libpq=False)
-    return Pushed(place, store, origin.names)
+    return copied(origin, make_place())
 
 
 def watched(pushed):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fix_archive import Watched, archive_into_store, refusal, settled, stored_wal
+from fix_archive import Watched, archive_into_store, backups, refusal, settled, stored_wal
 from fix_network import NETWORKS
 from fix_postgres import give_to_server_user
 
@@ -55,7 +55,7 @@ def lived(make_shared_server):
     backup(server)
     rows(server, 1000)
     settled(server)
-    names = [row.split("\t")[0] for row in server.wal_e("backup-list").stdout.splitlines()[1:]]
+    names = backups(server)
     assert [name[5:13] for name in names] == ["00000001", "00000001", "00000002"]
     return Lived(server, store, names)
 

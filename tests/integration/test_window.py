@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fix_archive import Watched, archive_into_store, refusal, settled, stored_wal
+from fix_archive import Watched, archive_into_store, backups, refusal, settled, stored_wal
 from fix_network import NETWORKS
 from fix_postgres import bindir, give_to_server_user, wait_until
 
@@ -81,7 +81,7 @@ def lived(make_shared_server):
     xids["last of two"] = rows(server, 1000)
     server.psql("select pg_switch_wal()")
     settled(server)
-    names = [row.split("\t")[0] for row in server.wal_e("backup-list").stdout.splitlines()[1:]]
+    names = backups(server)
     assert [name[5:13] for name in names] == ["00000001", "00000001", "00000002"]
     return Lived(server, store, names, xids)
 

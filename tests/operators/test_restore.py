@@ -6,19 +6,15 @@ from datetime import timedelta
 import build_wal
 import pytest
 from build_records import MOMENT, SIZE, Builder
-from fix_memory import open_memory
+from fix_memory import open_searched
 
 from wal_e.archive import layout
-from wal_e.archive.identity import claim_identity
 from wal_e.archive.layout import BackupName
 from wal_e.archive.restore_plan import IMMEDIATE, Goal, goal_at_lsn, goal_at_name, goal_at_time, goal_at_xid, shown_moment
 from wal_e.archive.sentinel import Facts, Sentinel, render_sentinel
-from wal_e.blobstore.memory import MemoryStore
 from wal_e.errors import BackupNotFound, DamageError, TargetRefused, UsageError, WalGap
-from wal_e.operators import wal_search
 from wal_e.operators.restore import Settling, Wish, plan_restore
 from wal_e.operators.restore_target import TablespaceChoice, Target
-from wal_e.pipeline.lanes import Cooperative
 from wal_e.postgres.recovery import STANDBY
 from wal_e.postgres.wal import Lsn, segment_name
 
@@ -29,9 +25,7 @@ HOUR = timedelta(hours=1)
 @pytest.fixture
 def archive():
     """A store with a commit, numbered from 1, at each hour and in each of ten segments from FIRST on; a restore point in the fifth and in the eighth."""
-    store = MemoryStore()
-    claim_identity(store, build_wal.SYSTEM_IDENTIFIER, ".lzo")
-    archive = open_memory(store, Cooperative(wal_search.LANES))
+    archive = open_searched()
     built = Builder(FIRST * SIZE)
     for number in range(10):
         if number in (4, 7):

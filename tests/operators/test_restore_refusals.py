@@ -5,21 +5,17 @@ from datetime import timedelta
 import build_wal
 import pytest
 from build_records import MOMENT, SIZE, Builder
-from fix_memory import open_memory
+from fix_memory import open_searched
 
 from wal_e.archive import layout
-from wal_e.archive.identity import claim_identity
 from wal_e.archive.layout import BackupName
 from wal_e.archive.restore_plan import CURRENT, Goal
 from wal_e.archive.sentinel import Facts, Sentinel, Tablespace, render_sentinel
-from wal_e.blobstore.memory import MemoryStore
 from wal_e.errors import DamageError, TargetRefused, UsageError, WalGap
-from wal_e.operators import wal_search
 from wal_e.operators.restore import Wish, plan_restore
 from wal_e.operators.restore_tablespaces import planned_locations, require_apart
 from wal_e.operators.wal_survey import look
 from wal_e.operators.window import lost_timelines
-from wal_e.pipeline.lanes import Cooperative
 from wal_e.postgres.recovery import STANDBY
 from wal_e.postgres.wal import Lsn, segment_name
 from wal_e.tar.comparison import Paths, beyond
@@ -31,9 +27,7 @@ FORK = f"1\t{Lsn(FIRST * SIZE)}\tbefore the backup\n".encode()
 @pytest.fixture
 def archive():
     """A backup on timeline 1 with three segments, and two segments of timeline 2, whose history a test may store."""
-    store = MemoryStore()
-    claim_identity(store, build_wal.SYSTEM_IDENTIFIER, ".lzo")
-    archive = open_memory(store, Cooperative(wal_search.LANES))
+    archive = open_searched()
     built = Builder(FIRST * SIZE)
     for number in range(3):
         built.commit(number + 1, MOMENT + timedelta(hours=number))
@@ -45,7 +39,7 @@ def archive():
     name = str(BackupName(segment_name(1, FIRST * SIZE, SIZE), SIZE // 2))
     start, stop = Lsn(FIRST * SIZE + SIZE // 2), Lsn(FIRST * SIZE + SIZE // 2 + 400)
     facts = Facts(MOMENT, MOMENT, start, stop, 1, build_wal.SYSTEM_IDENTIFIER, 15, SIZE, 2, 1, "k", "h", True, "2")
-    store.put(layout.sentinel_key(name), [render_sentinel(Sentinel(segment_name(1, stop, SIZE), SIZE // 2 + 400, 1, "/x", (), facts))])
+    archive.store.put(layout.sentinel_key(name), [render_sentinel(Sentinel(segment_name(1, stop, SIZE), SIZE // 2 + 400, 1, "/x", (), facts))])
     return archive
 
 
