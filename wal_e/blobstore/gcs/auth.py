@@ -42,7 +42,7 @@ class TokenRequest:
         self._timeouts = timeouts
         self._purpose = purpose
 
-    def __call__(self, url: str, method: str = "GET", body: bytes | None = None, headers: Any = None, timeout: object = None, **others: Any) -> Any:  # noqa: ARG002
+    def __call__(self, url: str, method: str = "GET", body: bytes | None = None, headers: Any = None, timeout: object = None, **others: Any) -> Any:  # noqa: ARG002  # ours count, not those of the library
         """Make one request within our limits of time. Raises: StoreUnavailable, StoreMisconfigured."""
         try:
             response = self._request(url, method, body, headers, self._timeouts, **others)

@@ -144,7 +144,7 @@ def _without_search(session: Session) -> None:
     """Spare botocore the search of its 400 services for those that have a model: 25 ms for a check of the word "s3"."""
     loader = session.get_component("data_loader")
 
-    def names(type_name: str) -> list[str]:  # noqa: ARG001
+    def names(type_name: str) -> list[str]:  # noqa: ARG001  # as botocore calls it
         return [name for path in loader.search_paths if os.path.isdir(path) for name in os.listdir(path)]
 
     loader.list_available_services = names
