@@ -58,7 +58,7 @@ class WaleError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return " ".join(part for part in (self.message, self.detail) if part)
+        return f"{self.message}. {self.detail}" if self.detail else self.message
 
 
 class UsageError(WaleError):

@@ -277,7 +277,7 @@ def test_an_archive_that_does_not_grow_is_not_waited_for(store, archive, monkeyp
 def test_several_problems_are_one_error_with_the_status_of_the_worst():
     error = combined([DamageError("one", "First.", "Do."), WalGap("two", "Second.", "Do more.")])
     assert (type(error), error.message, error.hint) == (DamageError, "one", "Do.")
-    assert error.detail == "First. Also: two Second."
+    assert error.detail == "First. Also: two. Second."
 
 
 # --- the content ---

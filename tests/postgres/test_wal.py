@@ -306,7 +306,7 @@ def with_field(offset: int, size: int, value: int) -> bytes:
 def test_what_cannot_begin_a_segment_is_refused_with_the_reason(data, reason):
     with pytest.raises(WalRefused, match=reason):
         parse_wal_header(data)
-    with pytest.raises(WalRefused, match=f"{SEGMENT} is not a WAL segment .*{reason}"):
+    with pytest.raises(WalRefused, match=f"{SEGMENT} is not a WAL segment. .*{reason}"):
         check_segment(SEGMENT, data, 16 * MIB, None)
 
 
@@ -319,7 +319,7 @@ def refusal(name: str = SEGMENT, data: bytes = HEADER, size_bytes: int = 16 * MI
 
 
 def test_a_cut_off_segment_is_refused_with_both_sizes():
-    assert "has the wrong size The file has 16777215 bytes; its header says that a segment has 16777216." in refusal(size_bytes=16 * MIB - 1)
+    assert "has the wrong size. The file has 16777215 bytes; its header says that a segment has 16777216." in refusal(size_bytes=16 * MIB - 1)
     assert "16777217" in refusal(size_bytes=16 * MIB + 1)
 
 
