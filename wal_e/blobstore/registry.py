@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from wal_e.blobstore.url import parse_store_url
 from wal_e.errors import ConfigurationError
 from wal_e.retry import Effort
@@ -74,7 +76,7 @@ def _service(address: StoreUrl, settings: Settings, connections: int) -> Service
         raise ConfigurationError(
             f"{address.scheme}:// needs a library that is not installed",
             f"Python says: {error}.",
-            f'Install it beside wal-e: pip install "wal-e[{extra}]"',
+            f'Install it beside wal-e: {sys.executable} -m pip install "wal-e[{extra}]"',
         ) from None
 
 

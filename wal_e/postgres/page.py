@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 
 from wal_e.errors import ConfigurationError, local_error
 from wal_e.postgres.wal import Lsn
@@ -122,7 +123,8 @@ def require_numpy() -> None:
         raise ConfigurationError(
             "numpy is not installed",
             "Page checksums are computed with it.",
-            "Install it with pip install 'wal-e[verify]', or leave the pages out: backup-verify --fast, backup-push without --verify-page-checksums.",
+            f"Install it with {sys.executable} -m pip install 'wal-e[verify]', or leave the pages out: "
+            "backup-verify --fast, backup-push without --verify-page-checksums.",
         ) from None
 
 

@@ -9,6 +9,7 @@ Nothing is asked over the network before the first request.
 from __future__ import annotations
 
 import re
+import sys
 from base64 import b64decode
 from urllib.parse import parse_qs
 
@@ -148,7 +149,7 @@ def _identity() -> Any:
         raise ConfigurationError(
             "there are no credentials for Azure",
             "No WABS_ACCESS_KEY, WABS_SAS_TOKEN or AZURE_STORAGE_CONNECTION_STRING is set, and the library that finds a machine's identity is not installed.",
-            'Set one of them, or install the library beside wal-e: pip install "wal-e[azure-identity]"',
+            f'Set one of them, or install the library beside wal-e: {sys.executable} -m pip install "wal-e[azure-identity]"',
         ) from None
     return DefaultAzureCredential()
 
