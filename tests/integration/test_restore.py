@@ -123,6 +123,14 @@ def test_started_it_says_what_was_reached_and_the_server_goes_on_and_archives(pl
     assert (place.directory / "store" / "wal_005" / "00000003.history.lzo").exists()
 
 
+def test_a_copy_is_started_and_promoted_and_stores_nothing(place, history):
+    started(place, history, "--target-xid", history.changes[2].xid, "--target-action", "promote", "--archive-mode", "off")
+    assert rows(place) == [1, 2]
+    place.psql("select pg_switch_wal()")
+    assert place.psql("show archive_mode") == "off"
+    assert not (place.directory / "store" / "wal_005" / "00000003.history.lzo").exists()
+
+
 @pytest.mark.slow
 def test_started_it_waits_for_the_pause_at_the_target(place, history):
     said = started(place, history, "--target-immediate", "--backup", history.names[0])
@@ -178,7 +186,7 @@ def test_a_damaged_copy_is_repaired_in_place(place, history):
 def test_a_plan_touches_nothing_and_says_what_it_would_do(place, history):
     with unchanged(history.store):
         said = Watched(place, history.store)("restore", str(place.data), "--target-xid", history.changes[3].xid, "--dry-run").stdout
-    for word in (history.names[0], "recovery.signal", f"recovery_target_xid = '{history.changes[3].xid}'", "free at", "archive_mode=off"):
+    for word in (history.names[0], "recovery.signal", f"recovery_target_xid = '{history.changes[3].xid}'", "free at", "--archive-mode off"):
         assert word in said
     assert not place.data.exists()
 

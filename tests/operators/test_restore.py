@@ -210,6 +210,16 @@ def settled(archive, plan, directory):
     Settling(archive, plan, choice)(Target(str(directory), {}, choice))
 
 
+def test_a_copy_does_not_archive_whatever_its_configuration_says(archive, names, tmp_path):
+    directory = tmp_path / "target"
+    directory.mkdir()
+    (directory / "postgresql.auto.conf").write_text("archive_mode = 'on'\n")
+    settled(archive, planned(archive, archive_mode="off"), directory)
+    assert (directory / "postgresql.auto.conf").read_text().endswith("archive_mode = 'off'\n")
+    settled(archive, planned(archive), tmp_path / "other")
+    assert "archive_mode" not in (tmp_path / "other" / "postgresql.auto.conf").read_text()
+
+
 def test_the_unfinished_segment_comes_into_pg_wal_when_it_continues_the_archive(archive, names, tmp_path):
     name = segment_name(1, (FIRST + 10) * SIZE, SIZE)
     content = build_wal.build_segment(name, segment_size=SIZE)

@@ -19,7 +19,7 @@ from wal_e.cli.targets import goal_of, target_options, timeline_of
 from wal_e.errors import ConfigurationError, UsageError
 from wal_e.operators import restore_delta
 from wal_e.operators.backup_fetch import Hooks
-from wal_e.operators.restore import PAUSE, Plan, Restored, Settling, Wish, absent_from, carry_out, look_around, plan_restore
+from wal_e.operators.restore import OFF, PAUSE, PRESERVE, Plan, Restored, Settling, Wish, absent_from, carry_out, look_around, plan_restore
 from wal_e.operators.restore_config import ConfigTarget, kept_configuration
 from wal_e.operators.restore_target import TablespaceChoice, Target, absolute
 from wal_e.pipeline.pipeline import BACKUP_PIPE_BYTES
@@ -34,6 +34,13 @@ from wal_e.postgres.recovery_files import CONF
 @click.option("--target-action", type=click.Choice(("pause", "promote", "shutdown")), help="What the server does at the target.  [default: pause]")
 @click.option("--standby", is_flag=True, help="Make a standby, which follows the archive and keeps where its primary is.")
 @click.option("--tablespace", "tablespaces", metavar="OID=PATH", multiple=True, help="Where a tablespace goes; the others go where they were. May be repeated.")
+@click.option(
+    "--archive-mode",
+    type=click.Choice((PRESERVE, OFF)),
+    default=PRESERVE,
+    show_default=True,
+    help="Whether the restored server archives as its configuration says; off is for a copy beside a living server.",
+)
 @click.option("--blind", is_flag=True, help="Put tablespaces into real directories below pg_tblspc.")
 @click.option("--delta", is_flag=True, help="TARGET holds a copy: fetch only files that differ, remove those that the backup does not have.")
 @click.option("--include-database", "databases", metavar="NAME", multiple=True, help="Restore only these databases, the others as zeros. May be repeated.")
@@ -131,6 +138,7 @@ def _wish(context: Context, goal: Goal, given: dict[str, Any]) -> Wish:
         action=given["target_action"] or PAUSE,
         role=STANDBY if given["standby"] else RECOVERY,
         tail="use" if given["use_partial"] else "leave",
+        archive_mode=given["archive_mode"],
     )
 
 

@@ -11,16 +11,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from wal_e.archive.restore_plan import END, IMMEDIATE, LSN, NAME, TIME, XID, shown_moment
 from wal_e.cli.render import server_options
 from wal_e.operators.delta_plan import DeltaPlan
-from wal_e.operators.restore import Plan, Restored, Room
+from wal_e.operators.restore import OFF, PRESERVE, Plan, Restored, Room
 from wal_e.operators.restore_config import kept_configuration
 from wal_e.postgres.recovery import STANDBY
 from wal_e.postgres.recovery_files import CONF
 from wal_e.progress import Progress, shown_bytes
 
-_COPY = (
-    "When the restored server is promoted and its configuration archives, it archives to the same prefix, as its new timeline. That is right for",
-    "a server that replaces the lost one, and wrong for a copy beside a living one: start a copy with archive_mode=off.",
-)
+_ARCHIVING = {
+    PRESERVE: (
+        "When the restored server is promoted and its configuration archives, it archives to the same prefix, as its new timeline. That is right for",
+        "a server that replaces the lost one, and wrong for a copy beside a living one: restore a copy with --archive-mode off.",
+    ),
+    OFF: (
+        "The restored server does not archive: archive_mode = off is written to postgresql.auto.conf.",
+        "Should it be kept after all: ALTER SYSTEM RESET archive_mode, and restart it.",
+    ),
+}
 
 
 def plan_text(plan: Plan, credentials: str, config_to: str | None = None) -> str:
@@ -47,7 +53,7 @@ def plan_text(plan: Plan, credentials: str, config_to: str | None = None) -> str
     if kept := kept_configuration(plan.backup):
         where = f"goes to {config_to}" if config_to else "kept in the backup; --config-to DIR brings it"
         lines.append(("config", f"{_kept_files(kept.files)} ({where})"))
-    lines += [("archiving" if not number else "", line) for number, line in enumerate(_COPY)]
+    lines += [("archiving" if not number else "", line) for number, line in enumerate(_ARCHIVING[plan.wish.archive_mode])]
     return table(lines)
 
 

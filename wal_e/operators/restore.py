@@ -31,6 +31,7 @@ from wal_e.postgres.wal_file import inspect
 LOG = Logger(__name__)
 
 PAUSE = "pause"
+PRESERVE, OFF = "preserve", "off"  # whether the restored server archives as its configuration says, or not at all
 
 _VERSION = re.compile(rb"PostgreSQL (\d+)")
 _UNKNOWN_MAJOR = 15  # for showing settings only; a backup of the original WAL-E may not say its version
@@ -40,7 +41,7 @@ class Wish(NamedTuple):
     """What is asked for: the point, the timeline ("latest", "current" or a number), the backup, None for the best one.
 
     ``action`` is what the server does at the target, ``role`` "recovery" or "standby", ``tail`` whether the unfinished
-    segment that ``wal-receive`` stored is to be used ("use") or not ("leave").
+    segment that ``wal-receive`` stored is to be used ("use") or not ("leave"), ``archive_mode`` "preserve" or "off".
     """
 
     restore_command: str
@@ -50,6 +51,7 @@ class Wish(NamedTuple):
     action: str = PAUSE
     role: str = RECOVERY
     tail: str = "leave"
+    archive_mode: str = PRESERVE
 
 
 class Plan(NamedTuple):
@@ -141,9 +143,10 @@ class Settling:
     def __call__(self, target: Target) -> None:
         """Write the settings and place the unfinished segment."""
         self._path = target.path
+        wish = self._plan.wish
         in_place = self._choice.blind and bool(self._plan.backup.readable().tablespaces)
         others = setting_line("allow_in_place_tablespaces", "on") if in_place else ""
-        wish = self._plan.wish
+        others += setting_line("archive_mode", OFF) if wish.archive_mode == OFF else ""
         self._written = write_recovery(target.path, _advice(wish, self._plan.aim, target.major()), wish.role, others)
         if self._plan.tail:
             _place_tail(self._archive, self._plan.tail, target.path)

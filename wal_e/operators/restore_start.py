@@ -14,6 +14,8 @@ from wal_e.postgres.recovery import STANDBY
 
 LOG = Logger(__name__)
 
+_HINT = "All is restored, and need not be restored again: put right what the log says, and start the server on that directory."
+
 
 class Started(NamedTuple):
     """Where the server is, and its log until it writes one of its own."""
@@ -29,7 +31,7 @@ def start_restored(data_directory: str, programs: Programs, role: str, settings:
     """
     log_path = _log_path(data_directory)
     LOG.info(f"starting the server on {data_directory}", f"It writes to {log_path} until its configuration says something else.", action="restore")
-    with start(Launch(data_directory, programs, log_path, settings, environ, FREE)) as server:
+    with start(Launch(data_directory, programs, log_path, settings, environ, FREE, _HINT)) as server:
         reached = server.wait(CONSISTENT if role == STANDBY else ENDED)
         server.leave()
     return Started(reached, log_path)

@@ -218,8 +218,8 @@ def _require_unused(path: str) -> None:
 
 def require_place(oid: str, location: str) -> None:
     """Refuse a place for a tablespace that holds something. Raises: TargetRefused, LocalFileError."""
-    elsewhere = f"restore --tablespace {oid}=PATH, or backup-fetch --restore-spec FILE"
-    hint = f"Move away what is there, as the lost data directory; or choose another place: {elsewhere}. Nothing in this one was touched."
+    elsewhere = f"restore --tablespace {oid}=PATH or --blind, backup-fetch --restore-spec FILE or --blind-restore"
+    hint = f"Choose another place: {elsewhere}. Or, if it belongs to a server that is lost, move it away. Nothing in this one was touched."
     require_empty(location, "tablespace location", hint=hint)
 
 
