@@ -108,7 +108,7 @@ def test_without_a_data_directory_the_server_is_left_alone(healthy):
     _, store, wal_e = healthy
     with unchanged(store):
         found = results(wal_e("check", "--json"))
-    assert list(found) == ["version", "settings", "lzop", "gpg", "codec", "data directory", *STORE, "last backup", "its WAL", "all WAL"]
+    assert list(found) == ["version", "settings", "lzop", "gpg", "numpy", "codec", "data directory", *STORE, "last backup", "its WAL", "all WAL"]
     assert found["data directory"]["state"] == "skip"
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
 
@@ -313,6 +314,13 @@ def test_a_tool_that_is_missing_is_told_with_what_to_install(monkeypatch):
     found = checked(Store(), {"WALE_GPG_KEY_ID": "someone"})
     assert states(found, "lzop", "gpg", "codec", "store") == {"lzop": "fail", "gpg": "fail", "codec": "skip", "store": "ok"}
     assert "apt-get install gnupg" in found["gpg"].hint
+
+
+def test_without_numpy_there_is_a_warning_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    found = checked(Store())["numpy"]
+    assert found.state == "warn"
+    assert "pip install 'wal-e[verify]'" in found.hint
 
 
 def test_a_setting_that_cannot_be_read_and_an_unknown_one_are_told():

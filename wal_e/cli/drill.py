@@ -45,8 +45,8 @@ def drill_command(
     directory. What came of it is remembered beside the backup, for backup-list --json. Exit status 1: may
     succeed later. 2: the backup is no good, or an assertion does not hold, or somebody must change something.
     """
-    if directory == "":
-        raise UsageError("--directory has no name", "What was given is empty.", "Name a directory, or leave the option out.")
+    if directory is not None and not os.path.isdir(directory):
+        raise UsageError(f"there is no directory {directory!r} for the drill", "", "Make it, name another --directory, or leave the option out.")
     wish = Wish(
         goal=goal_of(given),
         timeline=timeline_of(given),

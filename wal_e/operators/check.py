@@ -26,6 +26,7 @@ MACHINE = (
     Check("settings", check_machine.settings),
     Check("lzop", check_machine.lzop),
     Check("gpg", check_machine.gpg, ("settings",)),
+    Check("numpy", check_machine.numpy),
     Check("codec", check_machine.codec, ("lzop", "gpg")),
     Check("data directory", check_server.directory),
 )

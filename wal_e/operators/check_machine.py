@@ -11,6 +11,7 @@ from wal_e.errors import CodecFailed, ConfigurationError, DamageError
 from wal_e.operators.check_subject import Seen, Subject, ok, skip, warn
 from wal_e.pipeline import process
 from wal_e.pipeline.pipeline import Pipeline
+from wal_e.postgres.page import require_numpy
 from wal_e.settings import TABLE, VENDOR_TABLE
 
 CONTENT_BYTES = 64 * 1024  # of noise, and as many zeros: what shrinks and what does not
@@ -35,6 +36,15 @@ def settings(subject: Subject) -> Seen:
 def lzop(subject: Subject) -> Seen:
     """The codec's program is there. Raises: ToolMissing, CodecFailed."""
     return ok(_said_version(subject, "lzop"))
+
+
+def numpy(_: Subject) -> Seen:
+    """What computes page checksums is there."""
+    try:
+        require_numpy()
+    except ConfigurationError as error:
+        return warn("not installed: backup-verify and backup-push --verify-page-checksums cannot look at page checksums", error.hint)
+    return ok("installed, page checksums can be looked at")
 
 
 def gpg(subject: Subject) -> Seen:
