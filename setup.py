@@ -41,7 +41,7 @@ setup(
         **stores,
         "verify": verify,
         "all": sorted({*verify, *(requirement for requirements in stores.values() for requirement in requirements)}),
-        "test": ["pytest>=8", "hypothesis>=6.100", *verify],
+        "test": ["pytest>=8", "pytest-xdist>=3.7", "hypothesis>=6.100", *verify],
         "docs": ["sphinx>=7.2"],
     },
     classifiers=[

@@ -29,7 +29,9 @@ _DEFAULT = "/var/cache/wal-e-dev/servers" if os.geteuid() == 0 else _CLONE / ".c
 _INSTALLED = Path(os.environ.get("WALE_TEST_SERVERS") or _DEFAULT)
 _REQUIRED = os.environ.get("WALE_TEST_REQUIRE", "").split(",")
 _PATIENCE_S = {"start": 60, "stop": 5}
-_ports = random.sample(range(20000, 32000), 12000)
+_PROCESSES = 4  # of tests at once, in script/test
+_process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # each has ports of its own
+_ports = random.sample(range(20000 + _process % _PROCESSES, 32000, _PROCESSES), 12000 // _PROCESSES)
 _VERSIONS = dict(line.split("=") for line in (_CLONE / "tests/servers/versions").read_text().splitlines())
 
 
