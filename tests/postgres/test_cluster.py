@@ -52,7 +52,7 @@ def test_the_path_becomes_absolute_and_keeps_its_links(stopped, monkeypatch):
 
 
 def test_an_empty_directory_is_not_a_cluster(tmp_path):
-    with pytest.raises(NotACluster, match=f"{tmp_path} is not a PostgreSQL data directory There is no PG_VERSION in it"):
+    with pytest.raises(NotACluster, match=f"{tmp_path} is not a PostgreSQL data directory. There is no PG_VERSION in it"):
         Cluster.open(str(tmp_path))
 
 
@@ -82,7 +82,7 @@ def test_a_directory_with_another_kind_of_version_is_not_a_cluster(stopped, text
 @pytest.mark.parametrize("version", ["9.6", "9.0", "8.4"])
 def test_old_versions_are_refused_and_the_supported_ones_named(stopped, version):
     (stopped.data / "PG_VERSION").write_text(f"{version}\n")
-    with pytest.raises(UsageError, match=f"PostgreSQL {version} is not supported .*10 to 18"):
+    with pytest.raises(UsageError, match=f"PostgreSQL {version} is not supported. .*10 to 18"):
         opened(stopped)
 
 

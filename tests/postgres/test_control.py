@@ -125,7 +125,7 @@ def test_any_changed_byte_is_found(major, offset, flip):
 
 @pytest.mark.parametrize("data", [b"", bytes(8), golden("15")[:295]])
 def test_a_cut_off_file_is_damage(data):
-    with pytest.raises(DamageError, match=f"too short It has {len(data)} bytes of 8192"):
+    with pytest.raises(DamageError, match=f"too short. It has {len(data)} bytes of 8192"):
         parse_control(data)
 
 
@@ -213,7 +213,7 @@ READERS = [read_control, read_control_bytes, read_system_identifier]
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_directory_without_the_file_is_not_a_cluster(reader, tmp_path):
-    with pytest.raises(NotACluster, match=r"is not a PostgreSQL data directory There is no .*/global/pg_control"):
+    with pytest.raises(NotACluster, match=r"is not a PostgreSQL data directory. There is no .*/global/pg_control"):
         reader(str(tmp_path))
     (tmp_path / "global").write_text("a file")
     with pytest.raises(NotACluster):
