@@ -157,6 +157,17 @@ def test_a_codec_that_dies_or_stops_early_is_never_a_clean_end(pipeline, monkeyp
         coded(pipeline)
 
 
+@pytest.mark.parametrize(("status", "error"), [(1, DamageError), (2, DamageError), (3, CodecFailed), (127, CodecFailed)])
+def test_a_codec_that_could_not_begin_says_nothing_of_what_is_stored(pipeline, monkeypatch, tmp_path, status, error):
+    stored = coded(pipeline)
+    fake = tmp_path / "lzop"
+    fake.write_text(f"#!/bin/sh\ncat >/dev/null; exit {status}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(error):
+        pipeline.decode(iter(stored), "k.lzo", collect([]))
+
+
 def children():
     return subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout.count("lzop")
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from wal_e.pipeline.process import Process, Running, Waits
     from wal_e.pipeline.stage import Stage
 
+_OF_DATA = 2  # the highest status with which lzop and gpg speak of their input; a shell or a loader that could not even begin has others
+
 
 class Chain:
     """The processes, descriptors and the native thread of one stream, and how they end."""
@@ -150,7 +152,7 @@ def _explained(name: str, status: int, said: str, key: str) -> WaleError:
         return ConfigurationError("gpg cannot encrypt for this key", f"{how}{words}.", "Import the public key that WALE_GPG_KEY_ID names for this user.")
     if "No secret key" in said:
         return ConfigurationError(f"{key} is encrypted for another key", f"{how}{words}.", "Import the secret key of the recipient for this user.")
-    if not key:
+    if not key or status > _OF_DATA:
         return CodecFailed(f"{name} failed", f"{how}{words}.")
     return DamageError(
         f"{key} cannot be decoded",
