@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -153,6 +154,31 @@ def test_the_logs_of_a_server_with_a_collector_are_quoted_too(make_server):
     with pytest.raises(ServerRefused, match="could not load"), instance.start(launch(server, settings)) as started:
         started.wait(ENDED)
     assert "could not load" not in (server.directory / "instance.log").read_text()
+
+
+def test_a_collector_that_is_behind_is_waited_for(make_server):
+    server = make_server()
+    settings = {"logging_collector": "on", "log_directory": str(server.make_directory("log"))}
+    with instance.start(launch(server, settings)) as started:
+        started.wait(ENDED)
+        collector = collector_of(started.pid)
+        os.kill(collector, signal.SIGSTOP)
+        resume = threading.Timer(0.5, os.kill, (collector, signal.SIGCONT))
+        try:
+            with started.connect() as session:
+                session.execute("do $$ begin raise warning 'last words'; end $$")
+            os.kill(started.pid, signal.SIGQUIT)
+            wait_until(started.is_gone, "the server ends")
+        finally:
+            resume.start()
+        with pytest.raises(ServerRefused, match="last words"):
+            started.wait(ENDED)
+        resume.join()
+
+
+def collector_of(server_pid: int) -> int:
+    children = Path(f"/proc/{server_pid}/task/{server_pid}/children").read_text().split()
+    return next(int(pid) for pid in children if b"logger" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def test_an_error_stops_the_server(make_server):

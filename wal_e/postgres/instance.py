@@ -18,7 +18,7 @@ from itertools import product
 
 import psycopg
 
-from wal_e.errors import ConfigurationError, ServerRefused, ServerUnavailable, WaleError, local_error
+from wal_e.errors import ConfigurationError, ServerRefused, ServerUnavailable, WaleError
 from wal_e.log import Logger
 from wal_e.postgres import tied
 from wal_e.postgres.cluster import Cluster
@@ -26,7 +26,7 @@ from wal_e.postgres.connection import said
 from wal_e.postgres.control import read_control, read_control_bytes
 from wal_e.postgres.monitor import Monitor
 from wal_e.postgres.programs import Programs
-from wal_e.postgres.server_log import explained, said_in
+from wal_e.postgres.server_log import explained, open_log, said_in
 from wal_e.postgres.wal import Lsn
 from wal_e.record import NamedTuple
 
@@ -103,10 +103,7 @@ def start(launch: Launch) -> Instance:
     settings = tuple(word for name, value in launch.settings.items() for word in ("-c", f"{name}={value}"))
     end_signal = int(signal.SIGQUIT) if launch.life == TIED else tied.FREE
     argv = tied.command((launch.programs.server, "-D", cluster.path, *settings), end_signal, owner.st_uid, owner.st_gid)
-    try:
-        log = os.open(launch.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise local_error(error, f"writing {launch.log_path}") from None
+    log = open_log(launch.log_path)
     actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
     try:
         pid = os.posix_spawn(argv[0], argv, launch.environ, file_actions=actions, setsigdef=_CLOSED_SIGNALS)

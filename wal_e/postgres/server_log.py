@@ -1,15 +1,24 @@
-"""The log of a server that did not do what it was started for: its last words, and whether trying again may help."""
+"""The log of a server that did not do what it was started for: its last words, and whether trying again may help.
+
+A collector of logs (``logging_collector``) outlives its server, and writes what that said last after it has ended. It keeps
+the server's first stderr open meanwhile (``syslogger.c``), and with it the lock on the log that was opened here.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import time
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 
 from wal_e import errors
-from wal_e.errors import EXIT_LATER, DiskFull, ServerRefused, ServerUnavailable, WaleError
+from wal_e.errors import EXIT_LATER, DiskFull, ServerRefused, ServerUnavailable, WaleError, local_error
 
 TAIL_BYTES = 64 * 1024
 MAX_LINES = 8
+POLL_S = 0.02
+COLLECTED_IN_S = 10.0
 
 _TELLING = re.compile(r"(?:FATAL|PANIC|ERROR|HINT|DETAIL|WARNING|MSG): ")
 _NO_SPACE = "No space left on device"  # strerror of ENOSPC, where lc_messages is C
@@ -17,12 +26,27 @@ _FATAL = re.compile(r"(?:FATAL|PANIC): ")
 _OURS = re.compile(r" error=(\w+)")  # in the records of the wal-fetch that the server ran
 
 
+def open_log(path: str) -> int:
+    """A descriptor for the stdout and stderr of a server, which appends to its log; locked until the last process that has it ends.
+
+    Raises: LocalFileError, DiskFull.
+    """
+    try:
+        log = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise local_error(error, f"writing {path}") from None
+    with contextlib.suppress(OSError):  # a file system without locks: then nobody waits
+        flock(log, LOCK_SH)
+    return log
+
+
 def explained(message: str, data_directory: str, log_path: str, hint: str) -> WaleError:
-    """The error for a server that failed, with its last words.
+    """The error for a server that has ended without doing what it should, with its last words.
 
     A full disk is a DiskFull. It may succeed later, a ServerUnavailable, when the wal-fetch that the server called failed for such a
     reason; else a ServerRefused.
     """
+    _wait_for_collector(log_path)
     text = _tail(data_directory, log_path)
     if _NO_SPACE in _words(text):
         return DiskFull(message, _words(text), "Free some space, or choose another file system, and run it again.")
@@ -34,6 +58,19 @@ def explained(message: str, data_directory: str, log_path: str, hint: str) -> Wa
 def said_in(data_directory: str, log_path: str) -> str:
     """What a server said last, as the detail of an error."""
     return _words(_tail(data_directory, log_path))
+
+
+def _wait_for_collector(log_path: str) -> None:
+    """Wait until nobody has the log of an ended server open."""
+    deadline = time.monotonic() + COLLECTED_IN_S
+    with contextlib.suppress(OSError), open(log_path, "rb+") as stream:
+        while time.monotonic() < deadline:
+            try:
+                flock(stream, LOCK_EX | LOCK_NB)
+            except BlockingIOError:
+                time.sleep(POLL_S)
+            else:
+                return
 
 
 def _words(text: str) -> str:
