@@ -96,8 +96,9 @@ def test_a_drill_stops_at_a_target_and_may_be_kept_to_look_into(spoilt):
 
 def test_an_assertion_that_is_false_fails_the_drill_and_is_named(spoilt):
     asserted = written(spoilt, "select 1; select count(*) = 7 from t where n > 0; select true")
-    result = drill(spoilt, "--sql", asserted)
-    refusal(result, 2, "an assertion is not true", "select count(*) = 7 from t where n > 0", "false")
+    result = drill(spoilt, "--sql", asserted, "--json")
+    refusal(result, 2, "an assertion is not true", "select count(*) = 7 from t where n > 0", "false", stdout=result.stdout)
+    assert {**json.loads(result.stdout), "format": 1} == {**record(spoilt), "backup": spoilt.names[0], "kept": None}
     assert record(spoilt)["outcome"] == "failed"
     assert "count(*) = 7" in record(spoilt)["reason"]
     assert record(spoilt)["recovery_s"] > 0

@@ -62,7 +62,12 @@ def drill_command(
         settings=dict(map(_setting, settings)),
     )
     drilled = drill(context.archive(pool_size, BACKUP_PIPE_BYTES), wish, os.environ)
-    show(json.dumps({"backup": drilled.backup, **drill_document(drilled.record), "kept": drilled.kept}, indent=1) + "\n" if as_json else _text(drilled))
+    if as_json:
+        show(json.dumps({"backup": drilled.backup, **drill_document(drilled.record), "kept": drilled.kept}, indent=1) + "\n")
+    if drilled.failure:
+        raise drilled.failure
+    if not as_json:
+        show(_text(drilled))
 
 
 def _statements(sql_file: str | None) -> list[str]:

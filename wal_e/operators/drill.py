@@ -57,41 +57,44 @@ class Wish(NamedTuple):
 
 
 class Drilled(NamedTuple):
-    """A backup that is proven, and the record of it; ``kept`` is the scratch directory that was left."""
+    """A backup, the record of its drill, and why it is no good, None for one that is proven; ``kept`` is the scratch directory that was left."""
 
     backup: str
     record: DrillRecord
-    kept: str | None
+    kept: str | None = None
+    failure: WaleError | None = None
 
 
 def drill(archive: Archive, wish: Wish, environ: Mapping[str, str]) -> Drilled:
     """Try one backup. Whatever comes of it, nothing of the drill goes on afterwards, and nothing but its record is stored.
 
-    Raises: WalGap, DamageError, DrillFailed, ServerRefused, which are also remembered beside the backup; BackupNotFound,
-    TargetRefused, ToolMissing, DiskFull, ServerUnavailable, StoreError.
+    The failures that tell something of the backup, and are remembered, are WalGap, DamageError, DrillFailed, ServerRefused.
+
+    Raises: BackupNotFound, TargetRefused, ToolMissing, DiskFull, ServerUnavailable, StoreError; WalGap, DamageError where there is no backup.
     """
     survey = settled(archive, None, time.sleep)
     timeline = CURRENT if wish.goal.kind == IMMEDIATE and wish.timeline == LATEST else wish.timeline
     try:
         aim = take_aim(archive, survey, wish.goal, timeline, wish.backup)
     except (WalGap, DamageError) as error:
-        _remember_failure(archive, _meant(survey, wish.backup), _blank(wish.goal), error)
-        raise
+        meant = _meant(survey, wish.backup)
+        if meant is None:
+            raise
+        return _failed(archive, Drilled(meant, _blank(wish.goal), None, error))
     name = aim.course.need.name
     LOG.info(f"drilling {name}", f"It is restored and brought to {aim.goal}.", action="drill", state="begin")
     trial = _Trial(archive, survey, aim, wish, environ)
     try:
         record = trial.run()
     except _PROOFS_OF_FAILURE as error:
-        _remember_failure(archive, name, trial.record, error)
-        raise
+        return _failed(archive, Drilled(name, trial.record, trial.kept, error))
     _remember(archive, name, record)
     LOG.info(f"{name} is proven to restore", f"Recovered up to {record.lsn} on timeline {record.timeline}.", action="drill", state="complete")
-    return Drilled(name, record, trial.place if wish.afterwards != REMOVE else None)
+    return Drilled(name, record, trial.kept)
 
 
 class _Trial:
-    """One drill at work; ``record`` has what was found out until now."""
+    """One drill at work; ``record`` has what was found out until now, ``kept`` where the scratch directory will be left."""
 
     def __init__(self, archive: Archive, survey: Survey, aim: Aim, wish: Wish, environ: Mapping[str, str]) -> None:
         self._archive = archive
@@ -100,14 +103,14 @@ class _Trial:
         self._environ = environ
         self._backup = next(backup for backup in survey.backups if backup.name == aim.course.need.name)
         self.record = _blank(aim.goal)._replace(restored_bytes=self._backup.readable().expanded_bytes)
-        self.place = ""
+        self.kept: str | None = None
 
     def run(self) -> DrillRecord:
         """Restore, recover, check."""
         facts = self._backup.readable().facts
         programs = find_programs(facts.major, self._wish.programs) if facts else None
         with scratch(self._wish.parent, self._wish.afterwards) as place:
-            self.place = place.path
+            self.kept = place.path if self._wish.afterwards != REMOVE else None
             choice = TablespaceChoice(True, None)
             fetched, fetch_s = _timed(lambda: fetch_backup(self._archive, place.data, self._backup.name, self._wish.pool_size, choice))
             programs = programs or find_programs(fetched.major, self._wish.programs)
@@ -152,9 +155,10 @@ def _meant(survey: Survey, backup: str | None) -> str | None:
     return backup
 
 
-def _remember_failure(archive: Archive, name: str | None, record: DrillRecord, error: WaleError) -> None:
-    if name is not None:
-        _remember(archive, name, record._replace(finished=datetime.now(UTC), outcome=FAILED, reason=str(error)[:MAX_REASON]))
+def _failed(archive: Archive, drilled: Drilled) -> Drilled:
+    record = drilled.record._replace(finished=datetime.now(UTC), outcome=FAILED, reason=str(drilled.failure)[:MAX_REASON])
+    _remember(archive, drilled.backup, record)
+    return drilled._replace(record=record)
 
 
 def _remember(archive: Archive, name: str, record: DrillRecord) -> None:
