@@ -364,6 +364,15 @@ def test_tablespaces_come_back_as_directories(copy, major):
     copy.is_whole()
 
 
+@pytest.mark.parametrize(("major", "minor", "known"), [(10, 21, False), pytest.param(10, 22, True, marks=pytest.mark.slow)])
+def test_a_server_older_than_the_setting_for_such_directories_is_not_given_it(copy, minor, known):
+    programs = copy.server.make_directory("programs")
+    (programs / "postgres").write_text(f"#!/bin/sh\necho 'postgres (PostgreSQL) {copy.life.major}.{minor}'\n")
+    (programs / "postgres").chmod(0o755)
+    copy.restore("--blind", "--bindir", str(programs), spaces=())
+    assert ("allow_in_place_tablespaces" in (copy.data / "postgresql.auto.conf").read_text()) == known
+
+
 @majors()
 def test_a_tablespace_inside_of_the_data_directory_comes_along_and_back(make_server, make_place, major):
     server = made(make_server, major)

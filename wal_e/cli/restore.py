@@ -48,7 +48,7 @@ from wal_e.postgres.recovery_files import CONF
 @click.option("--use-partial", is_flag=True, help="Use the unfinished last segment, if wal-receive stored it.")
 @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; touch nothing.")
 @click.option("--start", is_flag=True, help="Start the server, wait for the end of its recovery, and say what was reached.")
-@click.option("--bindir", metavar="DIR", help="With --start: where PostgreSQL's programs are, if not on PATH or where packages put them.")
+@click.option("--bindir", metavar="DIR", help="Where PostgreSQL's programs are, for --start and --blind, if not on PATH or where packages put them.")
 @POOL_SIZE
 @click.pass_obj
 def restore(context: Context, /, target: str, start: bool, pool_size: int, **given: Any) -> None:
@@ -66,7 +66,7 @@ def restore(context: Context, /, target: str, start: bool, pool_size: int, **giv
     plan = plan_restore(archive, _wish(context, goal, given))
     config = ConfigTarget.checked(archive, plan.backup, given["config_to"], target) if given["config_to"] is not None else None
     text = plan_text(plan, _credentials(context), config.path if config else None)
-    job = _Job(archive, plan, target, choice, pool_size, text, given["bindir"], given["dry_run"], start, config)
+    job = _Job(archive, plan, target, choice, pool_size, text, given["dry_run"], start, config)
     restored = _compared(job, given["delta"], given["databases"]) if given["delta"] or given["databases"] else _whole(job)
     if restored is None:
         return
@@ -76,7 +76,7 @@ def restore(context: Context, /, target: str, start: bool, pool_size: int, **giv
         from wal_e.cli.started_text import started_text  # with it comes what talks to a server
         from wal_e.operators.restore_start import start_restored
 
-        programs = find_programs(plan.major, given["bindir"])
+        programs = find_programs(plan.major, plan.wish.bindir)
         show(started_text(start_restored(restored.path, programs, plan.wish.role, settings, os.environ), plan.advice))
 
 
@@ -89,7 +89,6 @@ class _Job(NamedTuple):
     choice: TablespaceChoice
     pool_size: int
     text: str
-    bindir: str | None
     dry_run: bool
     start: bool
     config: ConfigTarget | None
@@ -139,6 +138,7 @@ def _wish(context: Context, goal: Goal, given: dict[str, Any]) -> Wish:
         role=STANDBY if given["standby"] else RECOVERY,
         tail="use" if given["use_partial"] else "leave",
         archive_mode=given["archive_mode"],
+        bindir=given["bindir"],
     )
 
 
@@ -166,7 +166,7 @@ def _require_startable(job: _Job, absent: tuple[str, ...]) -> None:
             if keeps
             else "Leave out --start, and start the server as its service does. backup-push --include-config would have kept them.",
         )
-    find_programs(job.plan.major, job.bindir)
+    find_programs(job.plan.major, job.plan.wish.bindir)
 
 
 def _credentials(context: Context) -> str:

@@ -59,8 +59,6 @@ _ORDINARY = {
     "unix_socket_permissions": "0700",
     "unix_socket_group": "",
 }
-# In-place tablespaces need a setting that came with these minor versions, in August 2022; from 15 on it was there from the start.
-_IN_PLACE_SINCE = {10: 22, 11: 17, 12: 12, 13: 8, 14: 5}
 
 _HINT = "With --keep, the directory and its server.log are left to look into."
 
@@ -98,7 +96,7 @@ class Scratch:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.data, name))
         recovery = {"restore_command": configuration.restore_command, **configuration.targets}
-        settings = {**_ORDINARY, **_in_place(programs), "unix_socket_directories": self._sockets, "port": str(configuration.port)}
+        settings = {**_ORDINARY, **programs.in_place_settings, "unix_socket_directories": self._sockets, "port": str(configuration.port)}
         settings |= {"hba_file": self._file("pg_hba.conf"), "ident_file": self._file("pg_ident.conf"), **configuration.settings}
         if programs.major >= 12:
             settings |= recovery
@@ -208,10 +206,6 @@ def _outlast_prefetch(pg_wal: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while PrefetchDirectory(pg_wal).is_attended() and time.monotonic() < deadline:
         time.sleep(0.05)
-
-
-def _in_place(programs: Programs) -> dict[str, str]:
-    return {"allow_in_place_tablespaces": "on"} if programs.minor >= _IN_PLACE_SINCE.get(programs.major, 0) else {}
 
 
 def _lines_of(settings: Mapping[str, str]) -> str:

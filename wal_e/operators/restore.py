@@ -24,6 +24,7 @@ from wal_e.operators.backup_fetch import Fetched, Hooks, fetch_backup, needs, re
 from wal_e.operators.restore_aim import Aim, take_aim
 from wal_e.operators.restore_target import Space, TablespaceChoice, Target
 from wal_e.operators.wal_survey import Survey, look
+from wal_e.postgres.programs import in_place_settings
 from wal_e.postgres.recovery import RECOVERY, STANDBY, RecoveryAdvice, recovery_settings, setting_line
 from wal_e.postgres.recovery_files import CONFIGURATION, Written, absent_configuration, write_recovery
 from wal_e.postgres.wal_file import inspect
@@ -41,7 +42,8 @@ class Wish(NamedTuple):
     """What is asked for: the point, the timeline ("latest", "current" or a number), the backup, None for the best one.
 
     ``action`` is what the server does at the target, ``role`` "recovery" or "standby", ``tail`` whether the unfinished
-    segment that ``wal-receive`` stored is to be used ("use") or not ("leave"), ``archive_mode`` "preserve" or "off".
+    segment that ``wal-receive`` stored is to be used ("use") or not ("leave"), ``archive_mode`` "preserve" or "off",
+    ``bindir`` where the server's programs are, None for the usual places.
     """
 
     restore_command: str
@@ -52,6 +54,7 @@ class Wish(NamedTuple):
     role: str = RECOVERY
     tail: str = "leave"
     archive_mode: str = PRESERVE
+    bindir: str | None = None
 
 
 class Plan(NamedTuple):
@@ -144,10 +147,11 @@ class Settling:
         """Write the settings and place the unfinished segment."""
         self._path = target.path
         wish = self._plan.wish
+        major = target.major()
         in_place = self._choice.blind and bool(self._plan.backup.readable().tablespaces)
-        others = setting_line("allow_in_place_tablespaces", "on") if in_place else ""
-        others += setting_line("archive_mode", OFF) if wish.archive_mode == OFF else ""
-        self._written = write_recovery(target.path, _advice(wish, self._plan.aim, target.major()), wish.role, others)
+        others = {**(in_place_settings(major, wish.bindir) if in_place else {}), **({"archive_mode": OFF} if wish.archive_mode == OFF else {})}
+        lines = "".join(setting_line(name, value) for name, value in others.items())
+        self._written = write_recovery(target.path, _advice(wish, self._plan.aim, major), wish.role, lines)
         if self._plan.tail:
             _place_tail(self._archive, self._plan.tail, target.path)
         if self._then:

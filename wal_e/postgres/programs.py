@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from shutil import which
 
 from wal_e.errors import ToolMissing
@@ -15,6 +15,8 @@ SERVER = "postgres"
 
 _PATIENCE_S = 20  # for a program to print its version
 _VERSION = re.compile(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?")
+_IN_PLACE: Mapping[str, str] = {"allow_in_place_tablespaces": "on"}
+_IN_PLACE_SINCE = {10: 22, 11: 17, 12: 12, 13: 8, 14: 5}  # August 2022; from 15 on it was there from the start
 _PACKAGED = ("/usr/lib/postgresql/{major}/bin", "/usr/pgsql-{major}/bin")  # Debian's, and PostgreSQL's own for Red Hat's systems
 
 
@@ -40,6 +42,11 @@ class Programs(NamedTuple):
         """The version as PostgreSQL writes it."""
         return f"{self.major}.{self.minor}"
 
+    @property
+    def in_place_settings(self) -> Mapping[str, str]:
+        """The settings with which recovery takes real directories in ``pg_tblspc``; an older server needs none and knows none."""
+        return _IN_PLACE if self.minor >= _IN_PLACE_SINCE.get(self.major, 0) else {}
+
 
 def find_programs(major: int, directory: str | None = None) -> Programs:
     """Find the server of a major version: in the directory, if one is given; else on PATH, beside pg_config, or where packages put it.
@@ -57,6 +64,14 @@ def find_programs(major: int, directory: str | None = None) -> Programs:
         f"A data directory of version {major} needs exactly that. Looked at: {'; '.join(seen)}." if seen else "No server is on PATH or where packages put it.",
         f"Install it (apt-get install postgresql-{major}), or give the directory of its programs with --bindir.",
     )
+
+
+def in_place_settings(major: int, directory: str | None = None) -> Mapping[str, str]:
+    """:attr:`Programs.in_place_settings` of the server that is here; of a recent one, if none is."""
+    try:
+        return find_programs(major, directory).in_place_settings
+    except ToolMissing:
+        return _IN_PLACE
 
 
 def _places(major: int) -> Iterator[str]:
