@@ -39,14 +39,14 @@ def check_stream(stream: RawIOBase, expected: Expected) -> None:
     Raises: WalRefused, saying what is wrong and where.
     """
     buffer = bytearray(_READ_BYTES)
-    filled = _fill(stream, buffer)
+    filled = fill(stream, buffer)
     head = bytes(buffer[: min(filled, WAL_HEADER_SIZE)])
     pages = _Pages(expected, _checked_header(head, expected))
     total = 0
     while filled:
         pages.check(memoryview(buffer)[:filled], total)
         total += filled
-        filled = _fill(stream, buffer)
+        filled = fill(stream, buffer)
     check_segment(expected.name, head, total, None)
 
 
@@ -62,7 +62,7 @@ def _checked_header(head: bytes, expected: Expected) -> WalHeader:
     return header
 
 
-def _fill(stream: RawIOBase, buffer: bytearray) -> int:
+def fill(stream: RawIOBase, buffer: bytearray) -> int:
     """Fill the buffer, less than whole only at the end of the stream."""
     view = memoryview(buffer)
     filled = 0

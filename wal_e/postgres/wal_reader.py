@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 
 from wal_e.postgres.wal import WAL_HEADER_SIZE, Lsn, parse_wal_header
+from wal_e.postgres.wal_pages import fill
 from wal_e.postgres.wal_records import HEADER_SIZE, HIGHEST_RMID, Record, is_sound, is_switch, kind_of, parse_record
 from wal_e.record import NamedTuple
 
@@ -189,8 +190,4 @@ class WalReader:
 def _filled(stream: RawIOBase) -> bytes:
     """Read a whole buffer, less only at the end of the stream."""
     buffer = bytearray(READ_BYTES)
-    view = memoryview(buffer)
-    filled = 0
-    while filled < READ_BYTES and (size := stream.readinto(view[filled:])):
-        filled += size
-    return bytes(view[:filled])
+    return bytes(memoryview(buffer)[: fill(stream, buffer)])
