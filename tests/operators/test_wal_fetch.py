@@ -1,6 +1,7 @@
 """wal-fetch against a memory store, with real lzop."""
 
 import os
+import subprocess
 
 import build_wal
 import pytest
@@ -38,6 +39,16 @@ def test_a_segment_comes_back_as_it_was(filled, destination):
     fetch(filled, SEG, str(destination))
     assert destination.read_bytes() == build_wal.build_segment(SEG)
     assert left_behind(destination) == []
+
+
+def test_what_a_killed_call_left_is_removed_and_what_a_living_one_writes_is_not(filled, destination, monkeypatch):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (f"RECOVERYXLOG.wal-e-{dead.pid}.tmp", f"RECOVERYXLOG.wal-e-{os.getppid()}.tmp", f"other.wal-e-{dead.pid}.tmp", "RECOVERYXLOG.wal-e-x.tmp"):
+        (destination.parent / name).write_bytes(b"half")
+    monkeypatch.chdir(destination.parent)
+    fetch(filled, SEG, destination.name)
+    assert left_behind(destination) == sorted(["RECOVERYXLOG.wal-e-x.tmp", f"RECOVERYXLOG.wal-e-{os.getppid()}.tmp", f"other.wal-e-{dead.pid}.tmp"])
 
 
 def test_a_relative_destination_works(filled, destination, monkeypatch):

@@ -29,6 +29,7 @@ EXIT_ABSENT = 1
 EXIT_TEMPORARY = 75
 EXIT_FAILURE = 200
 
+_MARK, _END = ".wal-e-", ".tmp"  # of a temporary file beside the destination, with the number of its process between them
 _SERVERS_OWN = ("RECOVERYXLOG", "RECOVERYHISTORY")  # xlogarchive.c and timeline.c; then durable_rename()
 
 
@@ -41,7 +42,8 @@ def fetch(archive: Archive, name: str, destination: str) -> None:
     """
     if wal_kind(name) is None:
         raise WalRefused(f"{name!r} is not the name of a WAL file", "", "Use wal-fetch with %f and %p: restore_command = 'wal-e wal-fetch %f %p'.")
-    temporary = f"{destination}.wal-e-{os.getpid()}.tmp"
+    temporary = f"{destination}{_MARK}{os.getpid()}{_END}"
+    _remove_abandoned(destination)
     try:
         retrying(lambda: once_more(lambda: download(archive, name, temporary, destination)), archive.fetch_policy)
         _place(temporary, destination)
@@ -52,6 +54,28 @@ def fetch(archive: Archive, name: str, destination: str) -> None:
         if os.path.exists(temporary):
             os.unlink(temporary)
     LOG.info(f"fetched {name}", seg=name, action="wal-fetch", state="complete")
+
+
+def _remove_abandoned(destination: str) -> None:
+    """Remove what an earlier call for the same destination left that was killed outright: up to a segment, in pg_wal, for ever."""
+    ours = os.path.basename(destination) + _MARK
+    try:
+        for entry in os.scandir(os.path.dirname(destination) or "."):
+            pid = entry.name[len(ours) : -len(_END)] if entry.name.startswith(ours) and entry.name.endswith(_END) else ""
+            if pid.isdecimal() and not _is_running(int(pid)):
+                os.unlink(entry.path)
+    except OSError:  # whatever is wrong with the directory is told by who writes there
+        pass
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _require_own_wal(archive: Archive, name: str, destination: str) -> None:
