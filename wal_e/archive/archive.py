@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import groupby
 
 from wal_e.archive import layout
 from wal_e.archive.identity import LEGACY_SUFFIXES, Identity, claim_identity, read_identity
@@ -14,9 +15,13 @@ from wal_e.retry import Effort, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from wal_e.blobstore.base import BlobStore
     from wal_e.pipeline.process import Waits
     from wal_e.settings import Settings
+
+LISTED_PREFIX = 16  # characters of a segment's name, timeline and log: at most 4096 segments share them
 
 
 class Archive:
@@ -100,6 +105,24 @@ class Archive:
                 continue
             return key
         return None
+
+    def wal_keys_of(self, names: Iterable[str]) -> dict[str, str]:
+        """The keys of those WAL files that are stored, by name; one listing answers for all neighbours.
+
+        Swift's listings may lag, so what they lack is asked for, until one file is really not there.
+        """
+        found: dict[str, str] = {}
+        suffixes, is_whole = self.wal_suffixes(), True
+        for beginning, neighbours in groupby(names, key=lambda name: name[:LISTED_PREFIX]):
+            listed = {blob.key for blob in self.store.list(layout.wal_key(beginning, ""))}
+            for name in neighbours:
+                key = next((key for suffix in suffixes if (key := layout.wal_key(name, suffix)) in listed), None)
+                if key is None and is_whole:
+                    key = self.wal_key_of(name)
+                    is_whole = key is not None
+                if key is not None:
+                    found[name] = key
+        return found
 
     def wal_suffixes(self) -> tuple[str, ...]:
         """The suffixes that WAL may have under this prefix."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import RawIOBase
 from typing import NamedTuple
 
@@ -29,26 +29,21 @@ class WalOfBackup(NamedTuple):
 
 
 def find_wal(archive: Archive, backup: Backup, facts: Facts) -> WalOfBackup:
-    """Ask for each segment; only where one is missing, look at all timelines, for a newer one may have what the backup's own lacks.
+    """Look for each segment; only where one is missing, look at all timelines, for a newer one may have what the backup's own lacks.
 
     Raises: what the store raises.
     """
     if not facts.online:
         return WalOfBackup({}, None)
     names = list(segments_needed(facts.timeline, facts.start_lsn, facts.stop_lsn, facts.segment_size))
-    keys = _stored(archive, names)
+    keys = archive.wal_keys_of(names)
     if len(keys) == len(names):
         return WalOfBackup(keys, None)
     survey = look(archive)
     reach = next((reach for reach in survey.reaches if reach.need.name == backup.name), None)
     if reach is None:
         raise BackupNotFound(f"there is no backup {backup.name} any more", "It was deleted while it was verified.", "See wal-e backup-list.")
-    return WalOfBackup(_stored(archive, _names(reach.consistent, survey.wal.name)), reach.unusable_without)
-
-
-def _stored(archive: Archive, names: Iterable[str]) -> dict[str, str]:
-    """The keys of those segments that are stored."""
-    return {name: key for name in names if (key := archive.wal_key_of(name))}
+    return WalOfBackup(archive.wal_keys_of(_names(reach.consistent, survey.wal.name)), reach.unusable_without)
 
 
 def _names(stretches: tuple[Stretch, ...], name: Callable[[int, int], str]) -> Iterator[str]:

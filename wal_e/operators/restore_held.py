@@ -70,8 +70,9 @@ def require_archived(archive: Archive, path: str) -> None:
         return
     except OSError as error:
         raise local_error(error, f"reading {status}") from None
-    there = (name for name in ready if wal_kind(name) == "segment" and os.path.lexists(os.path.join(path, PG_WAL, name)))
-    missing = [name for name in there if not archive.has_wal(name)]
+    there = [name for name in ready if wal_kind(name) == "segment" and os.path.lexists(os.path.join(path, PG_WAL, name))]
+    stored = archive.wal_keys_of(there)
+    missing = [name for name in there if name not in stored]
     if missing:
         raise TargetRefused(
             f"{path} holds WAL that is not in the archive",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from collections.abc import Callable, Iterable
 
-from wal_e.archive import layout
 from wal_e.archive.archive import Archive
 from wal_e.errors import ArchiveTimeout
 from wal_e.log import Logger
@@ -18,7 +16,6 @@ FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 5.0
 FIRST_LINE_AFTER_S = 5.0
 LINE_EVERY_S = 60.0
-LISTED_PREFIX = 16  # timeline and log: at most 4096 segments share them
 
 
 def wait_for_wal(archive: Archive, names: Iterable[str], timeout_s: float, archiver_failure: Callable[[], str | None]) -> None:
@@ -29,15 +26,11 @@ def wait_for_wal(archive: Archive, names: Iterable[str], timeout_s: float, archi
     Raises: ArchiveTimeout naming the first missing segment; what the store raises.
     """
     deadline = time.monotonic() + timeout_s
-    for prefix, group in groupby(names, key=lambda name: name[:LISTED_PREFIX]):
-        stored = {blob.key for blob in archive.store.list(layout.wal_key(prefix, ""))}
-        for name in group:
-            if not any(key in stored for key in _keys(archive, name)):
-                _wait_for_one(archive, name, deadline, timeout_s, archiver_failure)
-
-
-def _keys(archive: Archive, name: str) -> Iterator[str]:
-    return (layout.wal_key(name, suffix) for suffix in archive.wal_suffixes())
+    needed = list(names)
+    stored = archive.wal_keys_of(needed)
+    for name in needed:
+        if name not in stored:
+            _wait_for_one(archive, name, deadline, timeout_s, archiver_failure)
 
 
 def _wait_for_one(archive: Archive, name: str, deadline: float, timeout_s: float, archiver_failure: Callable[[], str | None]) -> None:
@@ -48,7 +41,8 @@ def _wait_for_one(archive: Archive, name: str, deadline: float, timeout_s: float
             raise ArchiveTimeout(
                 f"WAL segment {name} did not arrive in the store within {shown_seconds(timeout_s)}",
                 archiver_failure() or "The server reports no failing archive_command.",
-                "The backup cannot be used without it and was not recorded. See the server's log for archive_command, and pg_stat_archiver; then push again.",
+                f"The backup cannot be used without it and was not recorded. Does archive_command store at {archive.store.url}? Else look at the server's log, "
+                "and at pg_stat_archiver; then push again.",
             )
         if now >= line_due:
             LOG.info(f"waiting for WAL segment {name}", archiver_failure() or "", action="backup-push", seg=name)
