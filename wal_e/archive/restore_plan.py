@@ -124,6 +124,7 @@ def parse_time(text: str) -> datetime:
         raise UsageError(
             f"{text!r} is not a point in time",
             "It looks like '2001-02-03 04:05:06+00', '2001-02-03T04:05:06.789Z', '2001-02-03 04:05:06 Europe/Berlin', or without a zone in the local one.",
+            "Without a target, all WAL that is stored is recovered.",
         ) from None
 
 

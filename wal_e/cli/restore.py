@@ -19,7 +19,7 @@ from wal_e.cli.targets import goal_of, target_options, timeline_of
 from wal_e.errors import ConfigurationError, UsageError
 from wal_e.operators import restore_delta
 from wal_e.operators.backup_fetch import Hooks
-from wal_e.operators.restore import OFF, PAUSE, PRESERVE, Plan, Restored, Settling, Wish, absent_from, carry_out, look_around, plan_restore
+from wal_e.operators.restore import OFF, PAUSE, PRESERVE, Plan, Restored, Settling, Wish, absent_from, carry_out, look_around, other_settings, plan_restore
 from wal_e.operators.restore_config import ConfigTarget, kept_configuration
 from wal_e.operators.restore_target import TablespaceChoice, Target, absolute
 from wal_e.pipeline.pipeline import BACKUP_PIPE_BYTES
@@ -65,7 +65,7 @@ def restore(context: Context, /, target: str, start: bool, pool_size: int, **giv
     archive = context.archive(pool_size, BACKUP_PIPE_BYTES).read_only()
     plan = plan_restore(archive, _wish(context, goal, given))
     config = ConfigTarget.checked(archive, plan.backup, given["config_to"], target) if given["config_to"] is not None else None
-    text = plan_text(plan, _credentials(context), config.path if config else None)
+    text = plan_text(plan, other_settings(plan, choice, plan.major), _credentials(context), config.path if config else None)
     job = _Job(archive, plan, target, choice, pool_size, text, given["dry_run"], start, config)
     restored = _compared(job, given["delta"], given["databases"]) if given["delta"] or given["databases"] else _whole(job)
     if restored is None:

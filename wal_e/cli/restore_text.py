@@ -29,10 +29,11 @@ _ARCHIVING = {
 }
 
 
-def plan_text(plan: Plan, credentials: str, config_to: str | None = None) -> str:
+def plan_text(plan: Plan, others: str, credentials: str, config_to: str | None = None) -> str:
     """The plan as lines: what will be fetched, what the server will read, what it will reach.
 
-    ``credentials`` is a hint about those of the store, or ""; ``config_to`` is where the kept configuration goes, if it is wanted.
+    ``others`` are lines of settings that are not about recovery, ``credentials`` is a hint about those of the store, or "";
+    ``config_to`` is where the kept configuration goes, if it is wanted.
     """
     sentinel, aim = plan.backup.readable(), plan.aim
     facts = sentinel.facts
@@ -41,20 +42,31 @@ def plan_text(plan: Plan, credentials: str, config_to: str | None = None) -> str
         ("goal", f"{aim.goal}, on timeline {aim.course.timeline}"),
         ("backup", f"{plan.backup.name}, finished {shown_moment(plan.backup.finished)}, PostgreSQL {plan.major}"),
         ("size", f"{shown_bytes(sentinel.expanded_bytes)}{stored}"),
-        ("WAL", f"{aim.way.segments} segments of {shown_bytes(plan.segment_size)}, all of them stored" if aim.way.segments else "none is needed"),
+        ("WAL", _wal(aim.way.segments, shown_bytes(plan.segment_size))),
         ("reaches", _reaches(plan)),
     ]
     if plan.tail:
         lines.append(("also", f"the beginning of {plan.tail}, which wal-receive stored, goes into pg_wal"))
     lines += [("settings", f"{plan.advice.settings_file}{f', and an empty {plan.advice.signal_file}' if plan.advice.signal_file else ''}:")]
-    lines += [("", f"  {line}") for line in plan.advice.settings.splitlines()]
+    lines += [("", f"  {line}") for line in (plan.advice.settings + others).splitlines()]
     if credentials:
         lines.append(("", credentials))
     if kept := kept_configuration(plan.backup):
         where = f"goes to {config_to}" if config_to else "kept in the backup; --config-to DIR brings it"
         lines.append(("config", f"{_kept_files(kept.files)} ({where})"))
     lines += [("archiving" if not number else "", line) for number, line in enumerate(_ARCHIVING[plan.wish.archive_mode])]
-    return table(lines)
+    return table([*lines, *concern_lines(plan)])
+
+
+def _wal(segments: int, size: str) -> str:
+    if segments < 2:
+        return f"1 segment of {size}, which is stored" if segments else "none is needed"
+    return f"{segments} segments of {size}, all of them stored"
+
+
+def concern_lines(plan: Plan) -> list[tuple[str, str]]:
+    """What somebody should know, if there is anything."""
+    return [("" if number else "ATTENTION", sentence) for number, sentence in enumerate(plan.concerns)]
 
 
 def _reaches(plan: Plan) -> str:
@@ -127,7 +139,7 @@ def restored_text(restored: Restored, plan: Plan, settings: Mapping[str, str]) -
         lines.append(("config", f"to use what was brought, start the server with {server_options(settings)}"))
     else:
         lines += [("absent", line) for line in absent_lines(restored.absent, restored.path)]
-    return table(lines)
+    return table([*lines, *concern_lines(plan)])
 
 
 def table(lines: list[tuple[str, str]]) -> str:

@@ -22,6 +22,7 @@ from wal_e.errors import BlobNotFound, DamageError, TargetRefused, UsageError, W
 from wal_e.log import Logger
 from wal_e.operators.backup_fetch import Fetched, Hooks, fetch_backup, needs, read_manifest
 from wal_e.operators.restore_aim import Aim, take_aim
+from wal_e.operators.restore_concerns import concerns
 from wal_e.operators.restore_target import Space, TablespaceChoice, Target
 from wal_e.operators.wal_survey import Survey, look
 from wal_e.postgres.programs import in_place_settings
@@ -58,7 +59,10 @@ class Wish(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What will be done: the backup, the WAL after it, and how the server is told; ``tail`` is the segment to be placed in pg_wal."""
+    """What will be done: the backup, the WAL after it, and how the server is told; ``tail`` is the segment to be placed in pg_wal.
+
+    ``concerns`` are sentences on what does not hinder it and somebody should know.
+    """
 
     wish: Wish
     backup: Backup
@@ -67,6 +71,7 @@ class Plan(NamedTuple):
     advice: RecoveryAdvice
     segment_size: int
     tail: str | None
+    concerns: tuple[str, ...]
 
 
 class Room(NamedTuple):
@@ -98,7 +103,7 @@ def plan_restore(archive: Archive, wish: Wish) -> Plan:
     aim = take_aim(archive, survey, wish.goal, timeline, wish.backup)
     backup = next(backup for backup in survey.backups if backup.name == aim.course.need.name)
     major = _major(archive, backup)
-    return Plan(wish, backup, aim, major, _advice(wish, aim, major), survey.wal.segment_size, _tail(survey, aim, wish))
+    return Plan(wish, backup, aim, major, _advice(wish, aim, major), survey.wal.segment_size, _tail(survey, aim, wish), concerns(archive, survey, aim, backup))
 
 
 def look_around(archive: Archive, plan: Plan, target_path: str, choice: TablespaceChoice) -> Room:
@@ -132,6 +137,14 @@ def carry_out(archive: Archive, plan: Plan, target_path: str, pool_size: int, ch
     return settling.restored(fetched)
 
 
+def other_settings(plan: Plan, choice: TablespaceChoice, major: int) -> str:
+    """The lines that are written beside those of recovery."""
+    wish = plan.wish
+    in_place = choice.blind and bool(plan.backup.readable().tablespaces)
+    others = {**(in_place_settings(major, wish.bindir) if in_place else {}), **({"archive_mode": OFF} if wish.archive_mode == OFF else {})}
+    return "".join(setting_line(name, value) for name, value in others.items())
+
+
 class Settling:
     """What makes a fetched directory recover as planned; called when all its files are there and ``pg_control`` has not its name yet."""
 
@@ -148,10 +161,7 @@ class Settling:
         self._path = target.path
         wish = self._plan.wish
         major = target.major()
-        in_place = self._choice.blind and bool(self._plan.backup.readable().tablespaces)
-        others = {**(in_place_settings(major, wish.bindir) if in_place else {}), **({"archive_mode": OFF} if wish.archive_mode == OFF else {})}
-        lines = "".join(setting_line(name, value) for name, value in others.items())
-        self._written = write_recovery(target.path, _advice(wish, self._plan.aim, major), wish.role, lines)
+        self._written = write_recovery(target.path, _advice(wish, self._plan.aim, major), wish.role, other_settings(self._plan, self._choice, major))
         if self._plan.tail:
             _place_tail(self._archive, self._plan.tail, target.path)
         if self._then:

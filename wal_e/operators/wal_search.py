@@ -96,6 +96,12 @@ def first_after(archive: Archive, way: Way, moment: datetime, since: Lsn = THE_B
     return _first(archive, way, range(_begin_of(archive, way, moment - DISORDER), way.segments), matches)
 
 
+def first_commit(archive: Archive, way: Way, since: Lsn) -> Record | None:
+    """The first end of a transaction from a position on, commit or abort. Raises: as :func:`ending`."""
+    way = way.from_lsn(since)
+    return _first(archive, way, range(way.segments), lambda record: _ends_transaction(record) and record.lsn >= since)
+
+
 def find_xid(archive: Archive, way: Way, xid: int, since: Lsn = THE_BEGINNING) -> Record | None:
     """The commit or abort of a transaction. Raises: as :func:`ending`."""
     way = way.from_lsn(since)
