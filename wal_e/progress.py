@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 LINE_EVERY_S = 60.0
 
@@ -20,6 +21,22 @@ class Progress:
     def add(self, size: int) -> None:
         """Count bytes; an estimate, since threads may count at the same moment."""
         self.done_bytes += size
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[Callable[[int], None]]:
+        """Count the bytes of one attempt; those of one that fails are taken back, for they come again."""
+        counted = 0
+
+        def count(size: int) -> None:
+            nonlocal counted
+            counted += size
+            self.add(size)
+
+        try:
+            yield count
+        except BaseException:
+            self.add(-counted)
+            raise
 
     @property
     def seconds(self) -> float:

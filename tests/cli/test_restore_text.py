@@ -5,6 +5,8 @@ import itertools
 import os
 import sys
 
+import pytest
+
 from wal_e.cli.restore_text import absent_lines, bar
 from wal_e.progress import Progress
 
@@ -48,6 +50,17 @@ def test_elsewhere_there_is_no_bar(monkeypatch):
         monkeypatch.setattr(sys, "stderr", stream)
         with bar() as line:
             assert line is None
+
+
+def test_the_bytes_of_an_attempt_that_failed_are_taken_back():
+    made = progress()
+    with pytest.raises(OSError, match="full"), made.attempt() as count:
+        count(1 << 20)
+        assert made.done_bytes == 2 << 20
+        raise OSError("full")
+    with made.attempt() as count:
+        count(3 << 20)
+    assert "4.0 MiB of 4.0 MiB (100%)" in made.line()
 
 
 def test_absent_configuration_is_told_with_what_to_do():

@@ -204,17 +204,19 @@ def fetch_part(archive: Archive, part: Part, sink: Sink, progress: Progress) -> 
     """Read one partition, and compare all of it with the manifest. Raises: as :func:`fetch_parts`."""
 
     def attempt() -> None:
-        measured = Measured(stored(archive, part.key))
-        reader = PartitionReader(part.key, sink, progress.add)
-        archive.pipeline.decode(measured, part.key, reader.read)
-        if part.expected is not None and (measured.size, measured.sha256) != (part.expected.size, part.expected.sha256):
-            raise DamageError(
-                f"{part.key} is not the partition that was stored",
-                f"The manifest says {part.expected.size} bytes and the hash {part.expected.sha256}; the store has {measured.size} bytes and {measured.sha256}.",
-                "It was changed or exchanged after it was stored; use another backup, or another copy of the store.",
-            )
-        if part.members is not None:
-            _compare(part.key, part.members, reader.members)
+        with progress.attempt() as count:
+            measured = Measured(stored(archive, part.key))
+            reader = PartitionReader(part.key, sink, count)
+            archive.pipeline.decode(measured, part.key, reader.read)
+            if part.expected is not None and (measured.size, measured.sha256) != (part.expected.size, part.expected.sha256):
+                raise DamageError(
+                    f"{part.key} is not the partition that was stored",
+                    f"The manifest says {part.expected.size} bytes and the hash {part.expected.sha256}; "
+                    f"the store has {measured.size} bytes and {measured.sha256}.",
+                    "It was changed or exchanged after it was stored; use another backup, or another copy of the store.",
+                )
+            if part.members is not None:
+                _compare(part.key, part.members, reader.members)
 
     retrying(lambda: once_more(attempt), archive.fetch_policy)
 
