@@ -16,7 +16,7 @@ from wal_e.blobstore.memory import MemoryStore
 from wal_e.blobstore.wrappers import ReadOnly
 from wal_e.cli.wal_json import survey_json, verdict_json
 from wal_e.cli.wal_text import ASCII, UNICODE, tree_text, verdict_text
-from wal_e.errors import BlobFrozen, DamageError, ServerUnavailable, StoreForbidden, StoreUnavailable, WalGap
+from wal_e.errors import BackupNotFound, BlobFrozen, DamageError, ServerUnavailable, StoreForbidden, StoreUnavailable, WalGap
 from wal_e.operators import wal_content, wal_verify
 from wal_e.operators.wal_survey import look
 from wal_e.operators.wal_verify import Reading, ServerView, combined, verify
@@ -107,9 +107,9 @@ def checked_keys(store):
 # --- the verdict ---
 
 
-def test_an_empty_prefix_is_whole_and_says_that_nothing_can_be_recovered(archive):
+def test_an_empty_prefix_may_be_a_wrong_one_and_is_not_called_whole(archive):
     verdict = verify(archive, None, NEW)
-    assert verdict.problems == []
+    assert [(type(problem), problem.status) for problem in verdict.problems] == [(BackupNotFound, 1)]
     assert "NOTHING can be recovered" in verdict_text(verdict)
     assert verdict_json(verdict)["timelines"] == []
 
@@ -252,6 +252,7 @@ def test_what_comes_after_the_servers_archiving_of_this_hour_was_pushed_ahead_an
 
 
 def test_a_server_that_does_not_answer_is_a_problem_only_when_it_was_asked_by_its_directory(archive):
+    put_wal(archive, 1, [1])
     silent = ServerView(None, ServerUnavailable("no answer", "None at all."))
     assert verify(archive, silent).problems == []
     verdict = verify(archive, silent, None, "/pg")
@@ -521,3 +522,23 @@ def test_the_lines_of_the_verdict_have_the_server_and_the_content(full, archive)
     assert "content: 8 files read and good" in text
     assert f"  damaged: {key(1, 5)}: " in text
     assert text.endswith("NOT WHOLE, see the error\n")
+
+
+def test_a_backup_comes_no_further_than_the_first_damaged_segment(full, archive):
+    for number in (5, 6):
+        put_file(archive, segment(1, number), b"nonsense")
+    verdict = verify(archive, None, NEW)
+    text = verdict_text(verdict)
+    assert f": BROKEN, usable up to {segment(1, 4)}, then {segment(1, 5)} is damaged\n" in text
+    assert "0 of 1 backup can be recovered to the end of the stored WAL\n" in text
+    [backup] = verdict_json(verdict)["backups"]
+    assert (backup["usable"], backup["missing"], backup["recovers_to"]) == (True, segment(1, 5), segment(1, 4))
+    assert ": good, up to" in verdict_text(verify(archive, None))
+
+
+def test_of_a_missing_and_a_damaged_segment_the_first_one_counts(full, archive):
+    put_file(archive, segment(2, 8), b"nonsense")
+    full.delete([key(2, 7)])
+    assert f", then {segment(2, 7)} is missing\n" in verdict_text(verify(archive, None, NEW))
+    put_file(archive, segment(1, 3), b"nonsense")
+    assert f": UNUSABLE, {segment(1, 3)} is damaged\n" in verdict_text(verify(archive, None, AGAIN))

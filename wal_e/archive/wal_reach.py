@@ -137,6 +137,28 @@ def _consistent(need: Need, index: WalIndex, lines: Lines, target: int) -> tuple
     return other if lines.first_missing(own) and not lines.first_missing(other) else own
 
 
+def reach_without(reach: Reach, index: WalIndex, useless: Iterable[tuple[int, int]]) -> Reach:
+    """The same where some segments that are stored, by timeline and number, are of no use."""
+    known = list(useless)
+    lacking = _first_of(reach.consistent, index, reach.unusable_without, known)
+    missing = _first_of(reach.way, index, reach.missing, known) or lacking
+    return reach._replace(
+        unusable_without=lacking and index.name(*lacking),
+        missing=missing and index.name(*missing),
+        end=_end(index, reach.way, missing) if missing else reach.end,
+    )
+
+
+def _first_of(way: Iterable[Stretch], index: WalIndex, missing: str | None, useless: list[tuple[int, int]]) -> tuple[int, int] | None:
+    """The first segment of a way that is missing or of no use."""
+    stops = [*useless, *([(int(missing[:8], 16), index.number(missing))] if missing else [])]
+    for timeline, first, last in way:
+        numbers = [number for one, number in stops if one == timeline and first <= number <= last]
+        if numbers:
+            return timeline, min(numbers)
+    return None
+
+
 def _end(index: WalIndex, way: tuple[Stretch, ...], missing: tuple[int, int] | None) -> str | None:
     """The last segment of a way before the one that is missing."""
     end: tuple[int, int] | None = None

@@ -28,7 +28,7 @@ def wal_verify(context: Context, pgdata: str | None, content: bool, again: bool,
     """Tell whether the WAL that the backups and the server rely on is in the store.
 
     With PGDATA, or with PGHOST or PGSERVICE set, the server is asked what it archived last. Exit status 1:
-    store or server did not answer. 2: a gap that a backup or the server relies on, or damage.
+    store or server did not answer, or the prefix is empty. 2: a gap that a backup or the server relies on, or damage.
     """
     if again and not content:
         raise UsageError("--again goes with --content", "", "Without --content nothing is read that could be read again.")

@@ -42,7 +42,7 @@ def verdict_text(verdict: Verdict) -> str:
     lines = [_heading(survey)]
     lines += [f"timeline {one}: {_stored(survey.wal.timelines.get(one) or TimelineWal(one), survey)}" for one in survey.lines.timelines]
     lines += [f"gap on timeline {gap.timeline}: {_gap(gap, survey)}" for gap in survey.gaps]
-    lines += [f"backup {backup.name}: {_prospect(_reach_of(backup.name, survey))}" for backup in survey.backups]
+    lines += [f"backup {backup.name}: {_prospect(_reach_of(backup.name, survey), verdict.damaged)}" for backup in survey.backups]
     lines += _oddities(survey)
     if verdict.server:
         lines.append(f"server: {_server(verdict.server)}")
@@ -102,14 +102,15 @@ def _reach_of(name: str, survey: Survey) -> Reach | None:
     return next((reach for reach in survey.reaches if reach.need.name == name), None)
 
 
-def _prospect(reach: Reach | None) -> str:
+def _prospect(reach: Reach | None, damaged: frozenset[str] = frozenset()) -> str:
     """What can be had from a backup."""
+    why = "damaged" if reach and (reach.unusable_without or reach.missing) in damaged else "missing"
     if reach is None:
         return "DAMAGED, it is not known what it needs"
     if reach.unusable_without:
-        return f"UNUSABLE, {reach.unusable_without} is missing"
+        return f"UNUSABLE, {reach.unusable_without} is {why}"
     if reach.missing:
-        return f"BROKEN, usable up to {reach.end or 'its own end'}, then {reach.missing} is missing"
+        return f"BROKEN, usable up to {reach.end or 'its own end'}, then {reach.missing} is {why}"
     return f"good, up to {reach.end or 'its own end'}" + (f", the end of timeline {reach.target}" if reach.target != reach.need.timeline else "")
 
 

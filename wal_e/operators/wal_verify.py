@@ -6,6 +6,7 @@ segment that the server takes for archived and the store lacks. A gap that nobod
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -14,8 +15,9 @@ from typing import NamedTuple
 from wal_e.archive.archive import Archive
 from wal_e.archive.checked_wal import CheckedWal
 from wal_e.archive.identity import read_identity
-from wal_e.archive.wal_reach import Reach
-from wal_e.errors import BlobFrozen, DamageError, ServerRefused, ServerUnavailable, WaleError, WalGap, WalRefused
+from wal_e.archive.layout import parse_wal_key
+from wal_e.archive.wal_reach import Reach, reach_without
+from wal_e.errors import BackupNotFound, BlobFrozen, DamageError, ServerRefused, ServerUnavailable, WaleError, WalGap, WalRefused
 from wal_e.operators.wal_content import Content, Finding, check_content, remembered_checks
 from wal_e.operators.wal_survey import Survey, look, lost_histories
 from wal_e.postgres import monitor
@@ -47,12 +49,16 @@ class ServerView(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """All that was found out; ``problems`` are those that make the exit status, the worst first."""
+    """All that was found out; ``problems`` are those that make the exit status, the worst first.
+
+    In ``survey``, backups come only as far as the first of the ``damaged`` segments.
+    """
 
     survey: Survey
     server: ServerView | None
     content: Content | None
     problems: list[WaleError]
+    damaged: frozenset[str]
 
 
 class Reading(NamedTuple):
@@ -76,7 +82,20 @@ def verify(archive: Archive, server: ServerView | None, reading: Reading | None 
     problems = [*_damage(survey, content), *_gaps(survey, server, pgdata), *_frozen(content)]
     if pgdata is not None and server and server.silence:
         problems.append(server.silence)
-    return Verdict(survey, server, content, problems)
+    if not (survey.backups or survey.wal.timelines or problems):
+        problems.append(BackupNotFound("this prefix holds nothing", f"{survey.url} has neither a backup nor WAL.", "Is the prefix right? Else make a backup."))
+    damaged = dict(_damaged_segments(archive, survey, content))
+    reaches = [reach_without(reach, survey.wal, damaged.values()) for reach in survey.reaches]
+    return Verdict(survey._replace(reaches=reaches), server, content, problems, frozenset(damaged))
+
+
+def _damaged_segments(archive: Archive, survey: Survey, content: Content | None) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield names, with timeline and number."""
+    for finding in content.damaged if content else ():
+        name = parse_wal_key(finding.key, archive.wal_suffixes())
+        with contextlib.suppress(WalRefused):  # a name that no segment of this size has
+            if name and wal_kind(name) == "segment":
+                yield name, (int(name[:8], 16), survey.wal.number(name))
 
 
 def ask_server(archive: Archive, environ: Mapping[str, str], pgdata: str | None) -> ServerView | None:
