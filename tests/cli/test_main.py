@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import click
+import pytest
 
 import wal_e.cli
-from wal_e.cli.main import FAMILIES
+from wal_e.cli.main import FAMILIES, run
 from wal_e.cli.main import wal_e as root
+from wal_e.errors import UsageError
 
 
 def test_every_family_of_verbs_is_in_the_table_with_all_its_verbs():
@@ -25,3 +27,18 @@ def test_a_restore_imports_neither_other_verbs_nor_what_talks_to_a_server():
     names = set(result.stdout.splitlines()[-1].split())
     assert "wal_e.operators.restore" in names
     assert names.isdisjoint({"psycopg", "numpy", "wal_e.cli.archiver", "wal_e.cli.check", "wal_e.cli.delete", "wal_e.cli.drill"})
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["restore", "/pg", "LATEST"], "The call is: wal-e restore [OPTIONS] TARGET. See wal-e restore --help."),
+        (["restore", "/pg", "--terse"], "--terse is an option of wal-e itself, and stands before the verb. The call is: wal-e restore [OPTIONS] TARGET."),
+        (["restore", "/pg", "--tarse"], "The call is: wal-e restore [OPTIONS] TARGET."),
+        (["restire"], "The call is: wal-e [OPTIONS] COMMAND [ARGS]..."),
+    ],
+)
+def test_who_calls_a_verb_the_wrong_way_is_told_how_to_call_it(words, hint):
+    with pytest.raises(UsageError) as caught:
+        run(["--file-prefix", "file://localhost/nowhere", *words], lambda settings: None)
+    assert caught.value.hint.startswith(hint)

@@ -277,9 +277,9 @@ class TestPermissions:
         give_to_server_user(place)
         wal_e = Watched(spoiled.server, spoiled.store)
         with unchanged(place), forbidden(place, 0o500):
-            refusal(wal_e("backup-fetch", str(place / "new"), "LATEST"), LATER, "permission denied", str(place / "new"))
+            refusal(wal_e("backup-fetch", str(place / "new"), "LATEST"), LATER, "permission denied", f"{place / 'new'} cannot be made", "install -d -o")
             with forbidden(place / "empty", 0o500):
-                refusal(wal_e("backup-fetch", str(place / "empty"), "LATEST"), LATER, "permission denied", str(place / "empty"))
+                refusal(wal_e("backup-fetch", str(place / "empty"), "LATEST"), LATER, "permission denied", f"{place / 'empty'} cannot be written to")
             refusal(wal_e("wal-fetch", stored_wal(spoiled.store)[0], str(place / "RECOVERYXLOG"), "-p", "0"), 200, "permission denied", str(place))
 
     def test_a_wal_file_that_cannot_be_read_is_named(self, spoiled):

@@ -97,7 +97,7 @@ def test_a_drill_stops_at_a_target_and_may_be_kept_to_look_into(spoilt):
 def test_an_assertion_that_is_false_fails_the_drill_and_is_named(spoilt):
     asserted = written(spoilt, "select 1; select count(*) = 7 from t where n > 0; select true")
     result = drill(spoilt, "--sql", asserted, "--json")
-    refusal(result, 2, "an assertion is not true", "select count(*) = 7 from t where n > 0", "false", stdout=result.stdout)
+    refusal(result, 2, "an assertion is not true", "select count(*) = 7 from t where n > 0", "false", spoilt.names[0], stdout=result.stdout)
     assert {**json.loads(result.stdout), "format": 1} == {**record(spoilt), "backup": spoilt.names[0], "kept": None}
     assert record(spoilt)["outcome"] == "failed"
     assert "count(*) = 7" in record(spoilt)["reason"]
@@ -162,7 +162,7 @@ def test_a_signal_in_the_middle_of_the_checks_leaves_neither_process_nor_directo
     with Watched(spoilt.server, spoilt.store).started("drill", "--bindir", str(bindir()), "--sql", asserted, "--directory", str(parent)) as process:
         wait_until(lambda: any("SELECT" in line for line in server_processes(parent)), "the assertion")
         process.send_signal(number)
-        assert process.wait(30) == -number
+        assert process.wait(60) == -number
     assert server_processes(parent) == []
     assert list(parent.iterdir()) == []
     assert not (spoilt.store / "basebackups_005" / spoilt.names[0] / "drill.json").exists()

@@ -82,6 +82,16 @@ def version() -> None:
     show(f"{__version__}\n")
 
 
+def _usage_hint(error: click.UsageError) -> str:
+    context = error.ctx
+    if context is None:
+        return ""
+    hint = f"The call is: {' '.join([context.command_path, *context.command.collect_usage_pieces(context)])}. See {context.command_path} --help."
+    if isinstance(error, click.NoSuchOption) and any(error.option_name in one.opts for one in wal_e.params) and context.parent:
+        return f"{error.option_name} is an option of wal-e itself, and stands before the verb. {hint}"
+    return hint
+
+
 def run(argv: list[str], remember: Callable[[Settings], None]) -> int:
     """Run a command line; ``remember`` is told the settings as soon as there are any.
 
@@ -96,7 +106,7 @@ def run(argv: list[str], remember: Callable[[Settings], None]) -> int:
         click.echo(error.ctx.get_help() if error.ctx else str(error), err=True)
         return UsageError.status
     except click.ClickException as error:
-        hint = f"See {error.ctx.command_path} --help." if isinstance(error, click.UsageError) and error.ctx else ""
+        hint = _usage_hint(error) if isinstance(error, click.UsageError) else ""
         message = error.format_message()
         raise UsageError(message[:1].lower() + message[1:].rstrip("."), "", hint) from None
     except click.Abort:

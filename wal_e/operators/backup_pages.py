@@ -67,7 +67,8 @@ class PushedPages:
             LOG.warning(
                 f"{one} of the cluster: wrong checksum",
                 f"{one.number} damaged {'page' if one.number == 1 else 'pages'}. They are in the backup as they are.",
-                "The disk or what is between it and the server lost data. Look for a backup from before, and check the hardware.",
+                "The disk or what is between it and the server lost data: check the hardware. "
+                'An older backup and its WAL bring such a page back: see "A damaged page" in docs/recovery.rst.',
                 action="backup-push",
             )
         return PageChecks(self._pages, tuple(DamagedPages(one.relation, one.blocks[:MAX_RECORDED]) for one in damaged[:MAX_RECORDED]))

@@ -73,7 +73,7 @@ class Verdict(NamedTuple):
             named = "; ".join(self.sentences[:MAX_NAMED]) + ("; ..." if len(self.sentences) > MAX_NAMED else "")
             hint = "Push a new backup, and keep older ones until that is verified; another copy of the store may have the object."
             if not self.damaged:
-                hint = "Every later backup has these pages, too: look for an older one, or save what can still be read of those relations."
+                hint = 'Every later backup has these pages, too. An older one and its WAL may bring them back: see "A damaged page" in docs/recovery.rst.'
             yield DamageError(f"{self.backup} is damaged", named, hint)
         elif self.missing_wal:
             hint = "If the server still has it, wal-e wal-push --missing PGDATA puts it in. Else push a new backup."

@@ -179,7 +179,10 @@ def switch(subject: Subject) -> Seen:
         wait_for_wal(subject.archive, [name], subject.options.timeout_s, lambda: _why(subject))
     except ArchiveTimeout as late:
         raise ArchiveTimeout(
-            late.message, late.detail, "See the server's log for archive_command, and wal-e wal-status. A larger --timeout waits longer."
+            late.message,
+            late.detail,
+            f"Does archive_command store at {subject.archive.store.url}, with this --envdir? Else see the server's log, and wal-e wal-status. "
+            "A larger --timeout waits longer.",
         ) from None
     return ok(f"{name} arrived in the store after {time.monotonic() - began:.1f} s")
 

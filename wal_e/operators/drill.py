@@ -87,7 +87,7 @@ def drill(archive: Archive, wish: Wish, environ: Mapping[str, str]) -> Drilled:
     try:
         record = trial.run()
     except _PROOFS_OF_FAILURE as error:
-        return _failed(archive, Drilled(name, trial.record, trial.kept, error))
+        return _failed(archive, Drilled(name, trial.record, trial.kept, _naming(name, error)))
     _remember(archive, name, record)
     LOG.info(f"{name} is proven to restore", f"Recovered up to {record.lsn} on timeline {record.timeline}.", action="drill", state="complete")
     return Drilled(name, record, trial.kept)
@@ -153,6 +153,13 @@ def _meant(survey: Survey, backup: str | None) -> str | None:
     if backup in (None, "LATEST"):
         return survey.backups[-1].name if survey.backups else None
     return backup
+
+
+def _naming(backup: str, error: WaleError) -> WaleError:
+    """The same error with the backup in it, which a mail from cron would not name else."""
+    if backup in str(error):
+        return error
+    return type(error)(error.message, f"{error.detail} The backup is {backup}.".strip(), error.hint)
 
 
 def _failed(archive: Archive, drilled: Drilled) -> Drilled:

@@ -39,7 +39,7 @@ class ConfigTarget(NamedTuple):
             raise UsageError(
                 f"{backup.name} keeps no configuration",
                 "It was made without --include-config, or all of its configuration was in the data directory.",
-                "Leave out --config-to.",
+                "Leave out --config-to, or take --backup NAME of one that keeps it: see configuration in wal-e backup-list --json.",
             )
         path = absolute(path)
         require_empty(path, "directory for the configuration")

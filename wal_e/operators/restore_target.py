@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pwd
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -134,6 +136,7 @@ class Target:
                 self.make()
                 yield Destination(self.path, frozenset(self.locations), os.geteuid() == 0)
             except BaseException:
+                LOG.info(f"what was written to {self.path} is removed again", "The restore did not come to its end.")
                 self._empty(keep_links=had_links)
                 for directory in sorted(made, reverse=True):
                     with contextlib.suppress(OSError):
@@ -241,9 +244,23 @@ def require_empty(path: str, what: str, allowed: tuple[str, ...] = (), hint: str
 
 def _require_writable(path: str) -> None:
     existing = _nearest_existing(path)
-    number = errno.EACCES if os.path.isdir(existing) else errno.ENOTDIR
-    if number != errno.EACCES or not os.access(existing, os.W_OK | os.X_OK):
-        raise local_error(OSError(number, os.strerror(number)), f"looking whether {path} can be written to")
+    if not os.path.isdir(existing):
+        raise local_error(NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), f"looking whether {path} can be written to")
+    if os.access(existing, os.W_OK | os.X_OK):
+        return
+    user, what = _own_name(), "written to" if existing == path else "made"
+    raise LocalFileError(
+        f"permission denied: {path} cannot be {what}",
+        f"The user {user} may not write to {existing}. Nothing was fetched.",
+        f"As root: install -d -o {user} -m 700 {shlex.quote(path)}. Or run as the user of the server, usually postgres, or choose another place.",
+    )
+
+
+def _own_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _entries(path: str) -> list[str]:
