@@ -1,6 +1,7 @@
 """restore --delta and --include-database with real servers: the copy that comes out starts and is whole."""
 
 import contextlib
+import re
 import shutil
 
 import psycopg
@@ -110,18 +111,37 @@ def test_a_copy_that_was_used_and_damaged_becomes_whole_again(target):
     (target.data / "base" / "stray").write_text("x")
     give_to_server_user(target.data)
     refusal(target.restore(), NEVER, "is not empty")
-    for ready in (target.data / "pg_wal" / "archive_status").glob("*.ready"):
-        ready.unlink()
-
+    refusal(target.restore("--delta"), NEVER, "holds WAL that is not in the archive", "--unarchived-wal remove")
+    anyway = ("--delta", "--unarchived-wal", "remove")
     with unchanged(target.data):
-        planned = succeeded(target.restore("--delta", "--dry-run")).stdout
+        planned = succeeded(target.restore(*anyway, "--dry-run")).stdout
     assert f"fetch {relations[1].relative_to(target.data)}\n" in planned
     assert "remove base/stray\n" in planned
-    succeeded(target.restore("--delta"))
+    succeeded(target.restore(*anyway))
     assert not (target.data / "base" / "stray").exists()
     verified = target.origin.server.run([bindir() / "pg_verifybackup", "-n", "-i", "postgresql.auto.conf", "-i", "recovery.signal", target.data])
     assert "successfully verified" in verified.stdout
     target.is_whole()
+
+
+def test_a_crashed_and_damaged_server_comes_back_with_its_last_transaction(make_server):
+    server = make_server(wal_segsize_mb=1)
+    archive_into_store(server)
+    server.psql("create table t as select n, repeat('x', 100) as x from generate_series(1, 3000) as n")
+    server.wal_e("backup-push", str(server.data), "--fast")
+    server.psql("insert into t values (0, 'archived'); select pg_switch_wal()")
+    settled(server)
+    server.psql("insert into t values (-1, 'the last')")
+    relation = server.data / server.psql("select pg_relation_filepath('t')")
+    server.end()
+    relation.write_bytes(relation.read_bytes()[: 8192 * 3])
+    wal_e = Watched(server)
+    refused = refusal(wal_e("restore", str(server.data), "--delta"), NEVER, "not in the archive", "--unarchived-wal keep")
+    said = succeeded(wal_e("restore", str(server.data), "--delta", "--unarchived-wal", "keep")).stdout
+    assert re.search(r"WAL in pg_wal that is not in the archive stays, .*: ([0-9A-F]{24})\.", said)[1] in refused.text
+    server.start()
+    server.wait_for("select not pg_is_in_recovery()")
+    assert server.psql("select count(*), min(n) from t") == "3002|-1"
 
 
 def test_a_restore_that_was_killed_goes_on_where_it_was(target):

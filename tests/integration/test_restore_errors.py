@@ -96,6 +96,8 @@ class TestTheCommandLine:
             (["restore", "target", "--target-timeline", "9" * 5000], "is not a timeline"),
             (["restore", "target", "--target-timeline", "9"], "there is no timeline 9"),
             (["restore", "target", "--tablespace", "1=/a", "--tablespace", "1=/b"], "names tablespace 1 twice"),
+            (["restore", "target", "--unarchived-wal", "keep"], "is for --delta"),
+            (["restore", "target", "--delta", "--unarchived-wal", "keep", "--use-partial"], "exclude each other"),
             (["restore", "target", "--tablespace", "4711=/elsewhere"], "the backup has no tablespace 4711"),
             (["drill", "--target-time", ""], "'' is not a point in time"),
             (["drill", "--directory", "/nowhere"], "there is no directory '/nowhere'"),
@@ -197,7 +199,7 @@ def spoil(path: Path, how: str) -> None:
 def dies(process, signum):
     """Send the signal; the process must die of it, with nothing but log records on stderr."""
     process.send_signal(signum)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == -signum, (process.returncode, stderr)
     assert [record for record in records(stderr) if record.level == "ERROR"] == []
 

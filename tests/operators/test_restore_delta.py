@@ -1,5 +1,6 @@
 """A delta restore of a real data directory out of a memory store: what stays, what comes, what goes."""
 
+import contextlib
 import os
 import shutil
 import stat
@@ -7,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import build_wal
 import google_crc32c
 import pytest
+from build_wal import IN_PRODUCTION, SHUT_DOWN
 from fix_archive import listing, unchanged
 from fix_memory import open_memory
 from fix_postgres import give_to_server_user, wait_until
@@ -22,6 +25,7 @@ from wal_e.operators.backup_fetch import Hooks, fetch_backup
 from wal_e.operators.restore_delta import carry_out, planned_delta, planned_selection
 from wal_e.operators.restore_target import TablespaceChoice
 from wal_e.postgres.cluster import Cluster, locked
+from wal_e.postgres.wal import segment_name, segment_start, wal_kind
 from wal_e.tar.comparison import Paths
 from wal_e.tar.destination import CONTROL, HELD_CONTROL
 
@@ -98,8 +102,8 @@ def target(archive, tmp_path):
     return tmp_path / "target"
 
 
-def restore(archive, target, choice=LINKED, included=(), hooks=restore_delta.NO_HOOKS):
-    with planned_delta(archive, str(target), "LATEST", 2, choice, included) as plan:
+def restore(archive, target, choice=LINKED, included=(), hooks=restore_delta.NO_HOOKS, wal="ask"):
+    with planned_delta(archive, str(target), "LATEST", 2, choice, included, wal) as plan:
         carry_out(archive, plan, hooks)
     return plan.counts
 
@@ -297,6 +301,77 @@ def test_wal_that_is_nowhere_else_is_not_thrown_away(archive, store, target):
     restore(archive, target)
     store.delete([layout.wal_key(segment, ".lzo")])
     assert not ready.exists()
+
+
+@pytest.fixture
+def unfinished(archive, target):
+    """A segment that the server of the copy was writing, as a function of how far it lies behind the one in which the backup begins."""
+
+    def make(distance=2, called=None, identifier=None):
+        facts = Catalog(archive.store).find("LATEST").readable().facts
+        name = segment_name(1, facts.start_lsn + distance * facts.segment_size, facts.segment_size)
+        path = target / "pg_wal" / (called or name)
+        path.write_bytes(build_wal.build_segment(name, facts.segment_size, identifier or facts.system_identifier))
+        return path
+
+    return make
+
+
+def test_what_a_server_wrote_last_is_kept_or_removed_as_somebody_says(archive, store, target, unfinished):
+    path = unfinished()
+    content = path.read_bytes()
+    flip(target / VICTIM)
+    with unchanged(target), pytest.raises(TargetRefused, match="not in the archive") as refused:
+        restore(archive, target)
+    assert path.name in refused.value.detail
+    with planned_delta(archive, str(target), "LATEST", 2, LINKED, (), "keep") as plan:
+        assert "stays, and recovery to the end goes on with it" in plan.sentences()[-1]
+        assert f"remove pg_wal/{path.name}" not in plan.listing()
+    assert restore(archive, target, wal="keep").fetched_files == 2
+    assert path.read_bytes() == content
+    restore(archive, target, wal="remove")
+    assert not path.exists()
+
+
+def test_wal_that_is_ready_stays_ready_when_it_is_kept(archive, target, unfinished):
+    path = unfinished()
+    ready = target / "pg_wal" / "archive_status" / f"{path.name}.ready"
+    ready.touch()
+    restore(archive, target, wal="keep")
+    assert path.exists()
+    assert ready.exists()
+
+
+def test_wal_that_the_backup_has_in_another_state_is_kept_as_it_is(archive, target):
+    [path] = [path for path in (target / "pg_wal").iterdir() if wal_kind(path.name) == "segment"]
+    assert restore(archive, target).removed == 0
+    flip(path)
+    content = path.read_bytes()
+    with pytest.raises(TargetRefused, match="not in the archive"):
+        restore(archive, target)
+    restore(archive, target, wal="keep")
+    assert path.read_bytes() == content
+    restore(archive, target, wal="remove")
+    assert path.read_bytes() != content
+
+
+def test_wal_that_is_elsewhere_too_or_none_of_this_or_before_the_backup_is_no_question(archive, store, target, unfinished):
+    stored = unfinished()
+    store.put(layout.wal_key(stored.name, ".lzo"), [b"x"])
+    paths = [stored, unfinished(3, called="000000010000000000000077"), unfinished(4, identifier=7), unfinished(-1)]
+    restore(archive, target)
+    store.delete([layout.wal_key(stored.name, ".lzo")])
+    assert [path for path in paths if path.exists()] == []
+
+
+@pytest.mark.parametrize(("state", "offset", "asks"), [(SHUT_DOWN, 40, False), (IN_PRODUCTION, 40, True), (SHUT_DOWN, 88, True)])
+def test_a_segment_that_only_tells_of_a_shutdown_is_no_question(archive, target, unfinished, state, offset, asks):
+    facts = Catalog(archive.store).find("LATEST").readable().facts
+    start = segment_start(unfinished().name, facts.segment_size)
+    control = build_wal.build_control(facts.system_identifier, state=state, checkpoint=start + offset, segment_size=facts.segment_size)
+    (target / CONTROL).write_bytes(control)
+    with pytest.raises(TargetRefused) if asks else contextlib.nullcontext():
+        restore(archive, target)
 
 
 def test_a_restore_that_failed_cannot_be_started_and_goes_on(archive, store, target):

@@ -21,6 +21,7 @@ from wal_e.operators import restore_delta
 from wal_e.operators.backup_fetch import Hooks
 from wal_e.operators.restore import OFF, PAUSE, PRESERVE, Plan, Restored, Settling, Wish, absent_from, carry_out, look_around, other_settings, plan_restore
 from wal_e.operators.restore_config import ConfigTarget, kept_configuration
+from wal_e.operators.restore_local_wal import ASK, KEEP, REMOVE
 from wal_e.operators.restore_target import TablespaceChoice, Target, absolute
 from wal_e.pipeline.pipeline import BACKUP_PIPE_BYTES
 from wal_e.postgres.programs import find_programs
@@ -43,6 +44,9 @@ from wal_e.postgres.recovery_files import CONF
 )
 @click.option("--blind", is_flag=True, help="Put tablespaces into real directories below pg_tblspc.")
 @click.option("--delta", is_flag=True, help="TARGET holds a copy: fetch only files that differ, remove those that the backup does not have.")
+@click.option(
+    "--unarchived-wal", type=click.Choice((KEEP, REMOVE)), help="With --delta: what becomes of WAL in TARGET that is not in the archive.  [default: refuse]"
+)
 @click.option("--include-database", "databases", metavar="NAME", multiple=True, help="Restore only these databases, the others as zeros. May be repeated.")
 @CONFIG_TO
 @click.option("--use-partial", is_flag=True, help="Use the unfinished last segment, if wal-receive stored it.")
@@ -62,12 +66,13 @@ def restore(context: Context, /, target: str, start: bool, pool_size: int, **giv
     goal, choice = goal_of(given), _choice(given["tablespaces"], given["blind"])
     if given["target_action"] and goal.kind == END:
         raise UsageError("--target-action needs a target", "At the end of the WAL a server is promoted; it can do nothing else.", "Leave it out.")
+    _require_sensible(given)
     archive = context.archive(pool_size, BACKUP_PIPE_BYTES).read_only()
     plan = plan_restore(archive, _wish(context, goal, given))
     config = ConfigTarget.checked(archive, plan.backup, given["config_to"], target) if given["config_to"] is not None else None
     text = plan_text(plan, other_settings(plan, choice, plan.major), _credentials(context), config.path if config else None)
     job = _Job(archive, plan, target, choice, pool_size, text, given["dry_run"], start, config)
-    restored = _compared(job, given["delta"], given["databases"]) if given["delta"] or given["databases"] else _whole(job)
+    restored = _compared(job, given) if given["delta"] or given["databases"] else _whole(job)
     if restored is None:
         return
     settings = config.settings(restored.path) if config else {}
@@ -108,11 +113,11 @@ def _whole(job: _Job) -> Restored | None:
         return carry_out(job.archive, job.plan, job.target, job.pool_size, job.choice, Hooks(job.place_config(), line))
 
 
-def _compared(job: _Job, delta: bool, databases: tuple[str, ...]) -> Restored | None:
-    """Restore what differs, or what is of these databases; None when only the plan is shown."""
-    planned = restore_delta.planned_delta if delta else restore_delta.planned_selection
+def _compared(job: _Job, given: dict[str, Any]) -> Restored | None:
+    """Restore what differs, or what is of some databases; None when only the plan is shown."""
+    planned = partial(restore_delta.planned_delta, unarchived_wal=given["unarchived_wal"] or ASK) if given["delta"] else restore_delta.planned_selection
     settling = Settling(job.archive, job.plan, job.choice, job.place_config())
-    with planned(job.archive, job.target, job.plan.backup.name, job.pool_size, job.choice, databases) as difference:
+    with planned(job.archive, job.target, job.plan.backup.name, job.pool_size, job.choice, given["databases"]) as difference:
         _announce(job, difference_text(difference), absent_from(difference.manifest))
         if job.dry_run:
             show("".join(f"{line}\n" for line in difference.listing()))
@@ -126,6 +131,17 @@ def _announce(job: _Job, place: str, absent: tuple[str, ...]) -> None:
     if job.start:
         _require_startable(job, absent)
     show(job.text + place)
+
+
+def _require_sensible(given: dict[str, Any]) -> None:
+    if given["unarchived_wal"] and not given["delta"]:
+        raise UsageError("--unarchived-wal is for --delta", "There is no WAL in a new or empty directory.", "Leave it out.")
+    if given["unarchived_wal"] == KEEP and given["use_partial"]:
+        raise UsageError(
+            f"--use-partial and --unarchived-wal {KEEP} exclude each other",
+            "Each brings an end of the WAL, and that in pg_wal of the lost server reaches as far at least.",
+            "Use one of them.",
+        )
 
 
 def _wish(context: Context, goal: Goal, given: dict[str, Any]) -> Wish:

@@ -18,6 +18,7 @@ from wal_e.archive.manifest import Manifest, StoredPartition
 from wal_e.archive.sentinel import Sentinel
 from wal_e.log import Logger
 from wal_e.operators.restore_held import followed_links, is_held
+from wal_e.operators.restore_local_wal import NO_WAL, LocalWal
 from wal_e.operators.restore_selection import Selection
 from wal_e.operators.restore_target import Target
 from wal_e.pipeline import pool
@@ -56,9 +57,12 @@ class Batch(NamedTuple):
 
 
 class DeltaPlan:
-    """What a restore will do to a target; ``counts`` sums it up. ``links`` are the links in the target that are followed."""
+    """What a restore will do to a target; ``counts`` sums it up. ``links`` are the links in the target that are followed.
 
-    def __init__(self, target: Target, backup: Backup, manifest: Manifest, selection: Selection, pool_size: int) -> None:
+    ``wal`` is WAL in the target that is nowhere else.
+    """
+
+    def __init__(self, target: Target, backup: Backup, manifest: Manifest, selection: Selection, pool_size: int, wal: LocalWal = NO_WAL) -> None:
         self.target = target
         self.backup = backup
         self.manifest = manifest
@@ -67,8 +71,12 @@ class DeltaPlan:
         self.is_partial = selection.oids is not None
         self.links = followed_links(target)
         self._progress = Progress(self.sentinel.expanded_bytes, time.monotonic)
-        self._copy = Copy(target.path, self.links, selection.is_zeroed, self._progress.add)
+        self._wal = wal
+        self._copy = Copy(target.path, self.links, selection.is_zeroed, wal.stays, self._progress.add)
         self._known, self._kept = Paths(), Paths()
+        for path in wal.stays:
+            self._known.add(path)
+            self._kept.add(path)
         self._known.add(BACKUP_MANIFEST)  # it is written anew
         self._fates: dict[int, bytes] = {}
 
@@ -108,6 +116,8 @@ class DeltaPlan:
             lines.append(f"{counts.zeroed_files} files ({shown_bytes(counts.zeroed_bytes)}) of other databases become zeros.")
         if counts.removed:
             lines.append(f"{counts.removed} files and directories that the backup does not have are removed.")
+        if self._wal.names:
+            lines.append(self._wal.sentence())
         return lines
 
     def listing(self) -> Iterator[str]:

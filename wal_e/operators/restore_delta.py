@@ -21,7 +21,8 @@ from wal_e.errors import TargetRefused, local_error
 from wal_e.log import Logger
 from wal_e.operators.backup_fetch import NO_HOOKS, Fetched, Hooks, Part, fetch_parts, list_files, make_startable, read_manifest, tell_restored
 from wal_e.operators.delta_plan import DeltaPlan
-from wal_e.operators.restore_held import held_target, is_held, require_archived, require_stopped
+from wal_e.operators.restore_held import held_target, is_held, require_stopped
+from wal_e.operators.restore_local_wal import ASK, decided
 from wal_e.operators.restore_selection import selected, tolerate_zeros
 from wal_e.operators.restore_target import TablespaceChoice, Target
 from wal_e.postgres.cluster import locked
@@ -34,9 +35,11 @@ LOG = Logger(__name__)
 
 @contextlib.contextmanager
 def planned_delta(
-    archive: Archive, target_path: str, query: str, pool_size: int, choice: TablespaceChoice, included: Sequence[str] = ()
+    archive: Archive, target_path: str, query: str, pool_size: int, choice: TablespaceChoice, included: Sequence[str] = (), unarchived_wal: str = ASK
 ) -> Iterator[DeltaPlan]:
     """Plan a restore into a directory that may hold a copy; other commands are kept away from it meanwhile.
+
+    ``unarchived_wal`` is for WAL in the copy that is nowhere else: "keep", "remove", or "ask", which refuses if there is any.
 
     Raises: BackupNotFound, TargetRefused, UsageError, DamageError, DiskFull, LocalFileError, LockHeld, StoreError.
     """
@@ -48,8 +51,7 @@ def planned_delta(
         return
     with locked(target_path, "another command"):
         target = held_target(target_path, backup.readable(), facts, choice)
-        require_archived(archive, target.path)
-        with _planned(archive, backup, target, pool_size, included) as plan:
+        with _planned(archive, backup, target, pool_size, included, unarchived_wal) as plan:
             yield plan
 
 
@@ -103,12 +105,13 @@ def _facts(backup: Backup) -> Facts:
 
 
 @contextlib.contextmanager
-def _planned(archive: Archive, backup: Backup, target: Target, pool_size: int, included: Sequence[str]) -> Iterator[DeltaPlan]:
+def _planned(archive: Archive, backup: Backup, target: Target, pool_size: int, included: Sequence[str], unarchived_wal: str = ASK) -> Iterator[DeltaPlan]:
     sentinel = backup.readable()
     manifest = read_manifest(archive, backup.name, sentinel)
     assert manifest is not None
     with contextlib.closing(manifest):
-        plan = DeltaPlan(target, backup, manifest, selected(sentinel, manifest, included), pool_size)
+        wal = decided(archive, target.path, _facts(backup), manifest, unarchived_wal)
+        plan = DeltaPlan(target, backup, manifest, selected(sentinel, manifest, included), pool_size, wal)
         plan.make(archive)
         yield plan
 

@@ -3,7 +3,7 @@
 It is accepted when it is of the same cluster, as ``global/pg_control`` says, or what a restore of
 ours left when it was killed, and when nobody uses it: no server of its own, and no other
 server here that shares a tablespace or ``pg_wal`` with it, as one does whose data directory was
-copied with its links. WAL in it that is nowhere else is not thrown away.
+copied with its links.
 """
 
 from __future__ import annotations
@@ -12,20 +12,16 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from wal_e.archive.archive import Archive
 from wal_e.archive.sentinel import Facts, Sentinel
 from wal_e.errors import TargetRefused, local_error
+from wal_e.operators.restore_local_wal import PG_WAL
 from wal_e.operators.restore_tablespaces import TABLESPACES, planned_locations, require_apart
 from wal_e.operators.restore_target import TablespaceChoice, Target, absolute, require_place
 from wal_e.postgres.cluster import read_postmaster
 from wal_e.postgres.control import CONTROL_FILE
-from wal_e.postgres.wal import wal_kind
 from wal_e.tar.destination import HELD_CONTROL
 
-PG_WAL = "pg_wal"
 _IDENTIFIER_BYTES = 8
-_READY = ".ready"
-_SHOWN = 5
 
 
 def held_target(path: str, sentinel: Sentinel, facts: Facts, choice: TablespaceChoice) -> Target:
@@ -58,28 +54,6 @@ def require_stopped(path: str) -> None:
             f"a server runs on {path}",
             f"Its postmaster.pid names process {running.pid}, which lives.",
             "Stop it first. If that process is none of PostgreSQL's, remove postmaster.pid. Nothing was touched.",
-        )
-
-
-def require_archived(archive: Archive, path: str) -> None:
-    """Refuse to lose WAL that waits to be archived. Raises: TargetRefused, LocalFileError, StoreError."""
-    status = os.path.join(path, PG_WAL, "archive_status")
-    try:
-        ready = sorted(name.removesuffix(_READY) for name in os.listdir(status) if name.endswith(_READY))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise local_error(error, f"reading {status}") from None
-    there = [name for name in ready if wal_kind(name) == "segment" and os.path.lexists(os.path.join(path, PG_WAL, name))]
-    stored = archive.wal_keys_of(there)
-    missing = [name for name in there if name not in stored]
-    if missing:
-        raise TargetRefused(
-            f"{path} holds WAL that is not in the archive",
-            f"{len(missing)} segments in pg_wal wait to be archived: {', '.join(missing[:_SHOWN])}{' and more' if len(missing) > _SHOWN else ''}. "
-            "The restore would remove them.",
-            f"Push them: wal-e wal-push {os.path.join(path, PG_WAL, missing[0])}, and so on. "
-            "If what they hold is not wanted, as on a former primary, remove their .ready files in pg_wal/archive_status.",
         )
 
 

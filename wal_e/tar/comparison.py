@@ -38,6 +38,24 @@ def is_of_pages(path: str) -> bool:
     return _OF_PAGES.fullmatch(path) is not None
 
 
+def crc32c_of(path: str, looked: Callable[[int], None] = lambda _: None) -> int | None:
+    """Sum up a file; None for one that the disk cannot read any more. Raises: LocalFileError."""
+    crc32c = 0
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            while data := os.read(fd, READ_BYTES):
+                crc32c = google_crc32c.extend(crc32c, data)
+                looked(len(data))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            return None
+        raise local_error(error, f"reading {path}") from None
+    return crc32c
+
+
 class Paths:
     """A set of paths; one in 2**64 others would be taken for a member."""
 
@@ -76,13 +94,14 @@ class Copy:
     """A directory that may hold some of a backup; used from native threads.
 
     ``links`` are the symbolic links in it that are followed; ``is_zeroed`` says which files come as
-    zeros; ``looked`` is told how many bytes were looked at.
+    zeros; ``stays`` are files that are not touched, whatever is in them; ``looked`` is told how many bytes were looked at.
     """
 
-    def __init__(self, root: str, links: frozenset[str], is_zeroed: Callable[[str], bool], looked: Callable[[int], None]) -> None:
+    def __init__(self, root: str, links: frozenset[str], is_zeroed: Callable[[str], bool], stays: frozenset[str], looked: Callable[[int], None]) -> None:
         self._root = root
         self._links = links
         self._is_zeroed = is_zeroed
+        self._stays = stays
         self._looked = looked
         self._own: dict[str, bool] = {"": os.path.isdir(root)}
 
@@ -121,6 +140,8 @@ class Copy:
         """The fate of a member, and whether what is in its place stays."""
         if member.kind == "directory":
             return KEPT, self.is_own(member.path)
+        if member.path in self._stays:
+            return KEPT, True
         status = self._status(member.path)
         if member.kind == "symlink":
             return KEPT, status is not None and stat.S_ISLNK(status.st_mode) and os.readlink(self._place(member.path)) == member.target
@@ -143,24 +164,7 @@ class Copy:
         if not is_of_pages(member.path) and int(status.st_mtime) != member.mtime:
             self._looked(member.size)
             return False
-        return self._crc32c(self._place(member.path)) == member.crc32c
-
-    def _crc32c(self, path: str) -> int | None:
-        """Sum up a file; None for one that the disk cannot read any more."""
-        crc32c = 0
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                while data := os.read(fd, READ_BYTES):
-                    crc32c = google_crc32c.extend(crc32c, data)
-                    self._looked(len(data))
-            finally:
-                os.close(fd)
-        except OSError as error:
-            if error.errno == errno.EIO:
-                return None
-            raise local_error(error, f"reading {path}") from None
-        return crc32c
+        return crc32c_of(self._place(member.path), self._looked) == member.crc32c
 
     def _status(self, path: str) -> os.stat_result | None:
         if not self.is_own(os.path.dirname(path)):
