@@ -167,7 +167,8 @@ def test_a_running_server_is_left_alone(target):
 
 def test_databases_that_are_not_included_can_be_dropped(target):
     result = succeeded(target.restore("--include-database", "shop"))
-    assert any("ignore_invalid_pages" in record.text for record in warnings(result))
+    assert "of other databases become zeros: other." in result.stdout
+    assert any("ignore_invalid_pages" in record.text and "left out (other)" in record.text for record in warnings(result))
     target.is_whole("postgres", "shop")
     with target.started() as server:
         with pytest.raises(psycopg.OperationalError, match="is not a valid data directory"):

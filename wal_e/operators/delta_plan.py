@@ -68,7 +68,8 @@ class DeltaPlan:
         self.manifest = manifest
         self.pool_size = pool_size
         self.is_held = is_held(target.path)
-        self.is_partial = selection.oids is not None
+        self.is_partial = bool(selection.others)
+        self.others = selection.others
         self.links = followed_links(target)
         self._progress = Progress(self.sentinel.expanded_bytes, time.monotonic)
         self._wal = wal
@@ -113,7 +114,7 @@ class DeltaPlan:
             f"out of {counts.partitions} partitions ({shown_bytes(counts.stored_bytes)} to download).",
         ]
         if counts.zeroed_files:
-            lines.append(f"{counts.zeroed_files} files ({shown_bytes(counts.zeroed_bytes)}) of other databases become zeros.")
+            lines.append(f"{counts.zeroed_files} files ({shown_bytes(counts.zeroed_bytes)}) of other databases become zeros: {', '.join(self.others)}.")
         if counts.removed:
             lines.append(f"{counts.removed} files and directories that the backup does not have are removed.")
         if self._wal.names:

@@ -85,7 +85,7 @@ def carry_out(archive: Archive, plan: DeltaPlan, hooks: Hooks = NO_HOOKS) -> Fet
         archive.waits.offload(lambda: _complete(plan, destination))
         target.settle_tablespaces()
         if plan.is_partial:
-            tolerate_zeros(target.path, target.major())
+            tolerate_zeros(target.path, target.major(), plan.others)
         else:
             list_files(target, plan.sentinel, plan.manifest)
         make_startable(archive, target, destination, hooks)

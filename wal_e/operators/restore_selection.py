@@ -38,9 +38,10 @@ _CONTENT = re.compile(_DATABASE.pattern + r"/(?:PG_VERSION|pg_filenode\.map|(?:t
 
 
 class Selection(NamedTuple):
-    """The object ids of the databases that come whole, those of ``initdb`` aside; None: all do."""
+    """The object ids of the databases that come whole, those of ``initdb`` aside; None: all do. ``others`` are the names, or ids, of the rest."""
 
     oids: frozenset[int] | None
+    others: tuple[str, ...] = ()
 
     def is_zeroed(self, path: str) -> bool:
         """Whether this file comes as zeros."""
@@ -60,12 +61,13 @@ def selected(sentinel: Sentinel, manifest: Manifest, included: Iterable[str]) ->
         return Selection(None)
     names = databases_of(sentinel)
     present = set(names.values()) if names is not None else _found(member for _, members in manifest.partitions() for member in members)
-    oids = {_oid(one, names, present) for one in included}
-    return Selection(frozenset(oids | {oid for name, oid in (names or {}).items() if name in SYSTEM_NAMES}))
+    oids = {_oid(one, names, present) for one in included} | {oid for name, oid in (names or {}).items() if name in SYSTEM_NAMES}
+    known = names if names is not None else {str(oid): oid for oid in present}
+    return Selection(frozenset(oids), tuple(sorted(name for name, oid in known.items() if oid >= FIRST_NORMAL_OID and oid not in oids)))
 
 
-def tolerate_zeros(directory: str, major: int) -> None:
-    """Let a server recover although pages are zeros, and tell how to end that. Raises: LocalFileError, DiskFull."""
+def tolerate_zeros(directory: str, major: int, others: tuple[str, ...]) -> None:
+    """Let a server recover although pages of these databases are zeros, and tell how to end that. Raises: LocalFileError, DiskFull."""
     if major < FIRST_THAT_TOLERATES:
         LOG.warning(
             "recovery may stop at the databases that were left out",
@@ -85,7 +87,7 @@ def tolerate_zeros(directory: str, major: int) -> None:
         raise local_error(error, f"writing {path}") from None
     LOG.warning(
         "ignore_invalid_pages is on",
-        f"Recovery needs it in the databases that were left out; it is in {AUTO_CONF}.",
+        f"Recovery needs it in the databases that were left out ({', '.join(others)}); it is in {AUTO_CONF}.",
         "When the server is up: DROP DATABASE them, ALTER SYSTEM RESET ignore_invalid_pages, and restart when it suits you.",
     )
 
