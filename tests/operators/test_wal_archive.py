@@ -11,7 +11,7 @@ from wal_e import log
 from wal_e.errors import StoreUnavailable
 from wal_e.operators import archiver_marks, archiver_schedule
 from wal_e.operators.archiver_desk import LINGER_S, STORED, Desk, linger
-from wal_e.operators.archiver_marks import GRACE_S, Marks, Stored, file_identity
+from wal_e.operators.archiver_marks import ASKED_GRACE_S, GRACE_S, Marks, Stored, file_identity
 from wal_e.operators.archiver_report import METRICS_S, REMIND_S, Report
 from wal_e.operators.archiver_schedule import FIRST_REFUSAL_S, MAX_PROBE_S, Schedule
 from wal_e.operators.backlog import Backlog
@@ -360,6 +360,15 @@ class TestMarks:
         marks.stored(seg(2), 0)
         assert marks.due(100, {seg(2)}) == []
         assert marks.due(100, ()) == [seg(2)]
+
+    def test_what_was_asked_for_is_left_for_the_server_to_mark(self, marks, ready):
+        ready(*names(1, 2, 3))
+        for name in names(1, 2, 3):
+            marks.stored(name, 0)
+        marks.asked(seg(1), 8)
+        marks.asked(seg(2), 9)
+        assert marks.due(10, ()) == [seg(3)]
+        assert marks.due(8 + ASKED_GRACE_S, ()) == [seg(1)], "who asked is dead, or it was not the server"
 
     def test_what_the_server_marked_itself_is_left_alone(self, marks, ready, data_directory):
         ready(*names(1, 2))

@@ -2,7 +2,7 @@
 
 The server gives each file that is ready to ``archive_command``, the first one first, and warns when a file that
 it is at work on was renamed meanwhile. So the first one is left for it to ask, for a moment: the answer is at hand. If it does not ask, since
-it is down or waits after a failure, that one is marked as well.
+it is down or waits after a failure, that one is marked as well. What it did ask for it marks itself, when it has seen ``wal-push`` end.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from wal_e.operators.archiver_schedule import MAX_NAMES, server_order
 from wal_e.postgres.archive_status import waiting_since
 
 GRACE_S = 1.0  # from the start of a shell and of wal-push to its question it is 0.05 s
+ASKED_GRACE_S = 5.0  # from the answer to the server's own mark, wal-push and a shell have to end: hundredths of a second, more on a busy machine
 
 FileIdentity = tuple[int, int, int, int]
 
@@ -56,6 +57,7 @@ class Marks:
     def __init__(self, pg_wal: str) -> None:
         self._pg_wal = pg_wal
         self._since: dict[str, float] = {}
+        self._asked: dict[str, float] = {}
         self._order: list[tuple[bool, str]] = []
 
     def restart(self, names: Iterable[str]) -> None:
@@ -70,10 +72,18 @@ class Marks:
         """Take note of a file that is stored."""
         self._since.setdefault(name, now)
 
-    def due(self, now: float, asked: Container[str]) -> list[str]:
-        """Take out the files to be marked done now, in the server's order; nobody may be waiting for them."""
+    def asked(self, name: str, now: float) -> None:
+        """Take note of an answer that a file is stored: who asked marks it. From any thread."""
+        self._asked[name] = now
+
+    def due(self, now: float, waiting: Container[str]) -> list[str]:
+        """Take out the files to be marked done now, in the server's order; nobody may be ``waiting`` for them."""
         head = self._head()
-        due = sorted((name for name, since in self._since.items() if name not in asked and (name != head or now - since >= GRACE_S)), key=server_order)
+        for name, then in list(self._asked.items()):  # a copy, for others add to it meanwhile
+            if now - then >= ASKED_GRACE_S:
+                self._asked.pop(name, None)
+        free = (name for name, since in self._since.items() if name != head or now - since >= GRACE_S)
+        due = sorted((name for name in free if name not in waiting and name not in self._asked), key=server_order)
         for name in due:
             del self._since[name]
         return [name for name in due if waiting_since(self._pg_wal, name) is not None]

@@ -273,19 +273,21 @@ class Archiver:
         elif found is None or found[:2] != (request.device, request.inode):
             yield ("other", f"It works on {self._pg_wal}, which is not where this file is.")
         elif self._stored.holds(request.name, path):
-            linger(self._is_in_a_burst)
-            yield STORED
+            yield self._stored_reply(request.name)
         elif (blocker := self._schedule.blocker(request.name)) is not None:
             yield told("failed", self._conflicts[blocker])
         else:
             try:
                 for reply in self._desk.wait(request.name, request.deadline_s, lambda: self._ask(request.name), lambda: self._trouble):
-                    if reply == STORED:
-                        linger(self._is_in_a_burst)
-                    yield reply
+                    yield self._stored_reply(request.name) if reply == STORED else reply
             finally:
                 if request.name not in self._desk:
                     self._schedule.leave(request.name)
+
+    def _stored_reply(self, name: str) -> Reply:
+        self._marks.asked(name, time.monotonic())
+        linger(self._is_in_a_burst)
+        return STORED
 
     def _is_in_a_burst(self) -> bool:
         return not self._plan.no_rename and self._schedule.outage is None and self._schedule.is_busy()
