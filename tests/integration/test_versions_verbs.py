@@ -9,13 +9,16 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import tarfile
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import psycopg
 import pytest
-from fix_archive import Gate, Watched, archive_into_store, fake_lzop, refusal, settled, stored_wal, unchanged, warnings
+from fix_archive import Gate, Watched, archive_into_store, fake_lzop, records, refusal, settled, stored_wal, unchanged, warnings
 from fix_postgres import Server, client_programs, give_to_server_user, wait_until
 
 from wal_e.postgres.page_checksum import checksums
@@ -335,6 +338,9 @@ def test_a_diverged_copy_becomes_whole_again_and_its_links_stay(copy, major):
     copy.server.wait_for("select not pg_is_in_recovery()")
     copy.server.psql("drop table t; create table later as select generate_series(1, 5000) as n; checkpoint", "shop")
     copy.server.psql("create database third tablespace aside")
+    oid = copy.server.psql("select oid from pg_database where datname = 'third'")
+    [third] = copy.space.glob(f"*/{oid}")
+    later = copy.data / copy.server.psql("select pg_relation_filepath('later')", "shop")
     copy.server.psql("drop database other")
     copy.server.stop()
     wal = copy.server.directory / "wal"
@@ -343,7 +349,11 @@ def test_a_diverged_copy_becomes_whole_again_and_its_links_stay(copy, major):
     give_to_server_user(copy.data / "pg_wal")
     with unchanged(copy.data, copy.space, wal):
         assert "fetch " in copy.restore("--delta", "--dry-run", spaces=()).stdout
+    assert later.exists()
+    assert third.is_dir()
     copy.restore("--delta", spaces=())
+    assert not later.exists()
+    assert not third.exists()
     assert (copy.data / "pg_wal").readlink() == wal
     assert (copy.data / "pg_tblspc" / copy.life.spaces["aside"]).readlink() == copy.space
     copy.server.start(archive_mode="off")
@@ -497,7 +507,7 @@ def test_what_runs_beside_a_server(make_server, major):
     """check, wal-status, wal-push --missing, wal-archive, wal-receive, wal-verify, wal-show; and a user who has only the rights that check names."""
     keep = {"wal_keep_size": "200MB"} if major >= 13 else {"wal_keep_segments": "200"}
     server = made(make_server, major)
-    store = archive_into_store(server, archive_timeout="60s", **keep)
+    store = archive_into_store(server, archive_timeout="1h", autovacuum="off", **keep)
     wal_e = Watched(server, store)
     _idle_backups_end_at_once(server, wal_e)
     _is_well(server, wal_e, major)
@@ -578,7 +588,7 @@ def _lost_wal_is_pushed_again(server: Server, wal_e: Watched, store: Path) -> No
 
 def _resident_archives(server: Server, wal_e: Watched) -> None:
     with wal_e.started("wal-archive", str(server.data)) as archiver:
-        wait_until(lambda: json.loads(wal_e("wal-status", "--json", str(server.data)).stdout)["resident_archiver"], "the archiver is seen", timeout_s=20)
+        wait_until(lambda: json.loads(wal_e("wal-status", "--json", str(server.data)).stdout)["resident_archiver"], "the archiver is seen")
         server.psql("insert into t select generate_series(1, 1000)")
         archived(server)
         archiver.terminate()
@@ -610,6 +620,14 @@ def flip(path: Path, block: int, at: int = 5000) -> None:
         [byte] = stream.read(1)
         stream.seek(-1, os.SEEK_CUR)
         stream.write(bytes([byte ^ 1]))
+
+
+def tear(path: Path, block: int, lsn: str) -> None:
+    """Make a page what is read while it is written: it says that it was changed up to this position, and not all of it was."""
+    flip(path, block)
+    with path.open("r+b") as stream:
+        stream.seek(block * PAGE)
+        stream.write(b"".join(int(half, 16).to_bytes(4, "little") for half in lsn.split("/")))
 
 
 def numbered(page: bytes, block: int) -> bytes:
@@ -677,16 +695,18 @@ def test_a_torn_page_that_wal_replaces_is_no_damage(make_server, major):
     place = Path(gate["PATH"].partition(os.pathsep)[0])
     os.mkfifo(place / "gate")
     give_to_server_user(place)
-    with Watched(server).started("backup-push", str(server.data), "--fast", env=gate) as process:
+    with Watched(server).started("backup-push", str(server.data), "--fast", "--verify-page-checksums", env=gate) as process:
         wait_until(lambda: (place / "stopped").exists(), "the push has begun to read")
-        for block in (2, 4, 6):
-            flip(server.data / path, block)
+        for block in (2, 4):
+            tear(server.data / path, block, server.psql("select pg_current_wal_lsn()"))
+        flip(server.data / path, 6)
         server.psql("select n from t where ctid = '(2,1)'")  # the server has the pages in memory; this is a hint, with which comes an image only
         server.psql("update t set n = -n where ctid = '(4,1)'")
         with (place / "gate").open("w"):
             pass
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 0, stderr
+    assert [record.message for record in records(stderr) if record.level == "WARNING"] == [f"{path}, block 6 of the cluster: wrong checksum"]
     result = server.wal_e("backup-verify", "LATEST", "--json", check=False)
     assert result.returncode == NEVER, result.stderr
     assert json.loads(result.stdout)[0]["damaged_pages"] == [{"relation": path, "blocks": [[6, 6]]}]
@@ -723,7 +743,7 @@ def test_somebody_elses_exclusive_backup_neither_stops_ours_nor_comes_along(make
     if major >= 15:
         pytest.skip("there are no exclusive backups")
     server = made(make_server, major)
-    archive_into_store(server)
+    store = archive_into_store(server)
     server.psql("create table t as select generate_series(1, 100) as n")
     server.psql("select pg_start_backup('theirs', true, true)")
     result = Watched(server)("backup-push", str(server.data), "--fast")
@@ -731,6 +751,8 @@ def test_somebody_elses_exclusive_backup_neither_stops_ours_nor_comes_along(make
     assert (server.data / "backup_label").exists()
     server.psql("select pg_stop_backup(true, false)")
     settled(server)
+    partitions = [subprocess.check_output(["lzop", "-dc", path]) for path in sorted(store.glob("basebackups_005/*/tar_partitions/*"))]
+    assert ["backup_label" in tarfile.open(fileobj=BytesIO(partition)).getnames() for partition in partitions] == [False, True]
     place = make_place(major)
     place.environ |= {name: value for name, value in server.environ.items() if name.startswith("WALE_")}
     place.wal_e("restore", str(place.data))
