@@ -4,13 +4,13 @@ import logging
 import os
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from wal_e import log
 
 pytest_plugins = ["fix_postgres", "fix_archive", "fix_original", "fix_memory"]
 
-settings.register_profile("wal-e", deadline=None)  # a busy machine is not a failure
+settings.register_profile("wal-e", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
 settings.load_profile("wal-e")
 
 

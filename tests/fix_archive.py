@@ -129,7 +129,7 @@ class Watched:
         mark = f"{os.getpid()}-{number}"
         try:
             yield {"TMPDIR": str(temporary), "TEST_MARK": mark}
-            wait_until(lambda: not processes(mark), f"the end of {processes(mark)}", timeout_s=10)
+            wait_until(lambda: not processes(mark), f"the end of {processes(mark)}")
             assert list(temporary.iterdir()) == []
         finally:
             for pid in processes(mark):
@@ -255,7 +255,7 @@ def make_shared_server(_server_root, _template):
 def pushed(make_shared_server):
     """A server with two backups in its store; only read by tests."""
     server = make_shared_server()
-    store = archive_into_store(server)
+    store = archive_into_store(server, autovacuum="off")  # it would archive while a test looks
     for number in (1, 2):
         server.psql(f"create table t{number} as select generate_series(1, 1000) as n")
         server.wal_e("backup-push", str(server.data), "--fast")

@@ -144,7 +144,7 @@ class Server:
         give_to_server_user(path)
         return path
 
-    def wait_for(self, sql: str, *, timeout_s: float = 30) -> None:
+    def wait_for(self, sql: str, *, timeout_s: float = 60) -> None:
         """Wait until the query returns true."""
         wait_until(lambda: self.psql(sql) == "t", f"{sql}\n{self.log_text()}", timeout_s=timeout_s)
 
@@ -210,7 +210,7 @@ def give_to_server_user(path: Path) -> None:
         os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
 
 
-def wait_until(condition, what: str, *, timeout_s: float = 30) -> None:
+def wait_until(condition, what: str, *, timeout_s: float = 60) -> None:
     """Wait for a condition, asked often; fail with ``what`` when it does not come."""
     deadline = time.monotonic() + timeout_s
     while not condition():

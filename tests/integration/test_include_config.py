@@ -42,7 +42,7 @@ def laid_out(server: Server) -> Path:
         stream.write(
             f"data_directory = '{server.data}'\nhba_file='{config}/pg_hba.conf'\nident_file = '{config}/pg_ident.conf'\n"
             f"external_pid_file = '{server.directory}/main.pid'\nunix_socket_directories = '{server.directory}'\nlisten_addresses = ''\nport = {server.port}\n"
-            "fsync = off\nshared_buffers = 8MB\narchive_mode = on\narchive_command = 'wal-e wal-push %p'\n"
+            "fsync = off\nautovacuum = off\nshared_buffers = 8MB\narchive_mode = on\narchive_command = 'wal-e wal-push %p'\n"
             "include_dir 'conf.d'\ninclude_dir 'empty.d'\ninclude 'only.conf'\ninclude_if_exists 'absent.conf'\n"
         )
     (config / "only.conf").write_text("include 'deep.conf'\n")

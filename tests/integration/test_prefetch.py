@@ -51,7 +51,7 @@ def restored(origin, make_server):
     copy.configure(archive_mode="off", restore_command="wal-e wal-fetch %f %p", wal_retrieve_retry_interval="200ms", hot_standby="on")
     yield copy
     copy.end()
-    wait_until(lambda: not prefetchers(copy), "prefetching ends with its server", timeout_s=10)
+    wait_until(lambda: not prefetchers(copy), "prefetching ends with its server")
     shutil.rmtree(target)
 
 
@@ -236,7 +236,7 @@ def test_nothing_is_left_when_a_recovery_ends_before_the_archive_does(restored):
     restored.start()
     restored.wait_for("select not pg_is_in_recovery()")
     assert restored.psql("select count(distinct n) from t") == str(ROWS // 2 + 1)
-    wait_until(lambda: not prefetchers(restored), "prefetching ends", timeout_s=10)
+    wait_until(lambda: not prefetchers(restored), "prefetching ends")
     assert list(restored.data.glob("pg_wal/.wal-e/prefetch/0*")) == []
 
 
@@ -248,7 +248,7 @@ def test_it_ends_with_a_server_that_is_shut_down_in_the_middle(restored):
     wait_until(lambda: len(list(restored.data.glob("pg_wal/.wal-e/prefetch/0*"))) >= 4, "some segments are ready")
     assert prefetchers(restored)
     restored.stop("immediate")
-    wait_until(lambda: not prefetchers(restored), "prefetching ends", timeout_s=5)
+    wait_until(lambda: not prefetchers(restored), "prefetching ends")
     assert list(restored.data.glob("pg_wal/.wal-e/prefetch/0*")) == []
 
 

@@ -147,7 +147,7 @@ class Place:
         debug = {"WALE_LOG_LEVEL": "debug"} if verb.startswith("wal-") else {}
         times = {**TIMES, **environ}
         result = self.script(*VERBS[verb], env={**debug, **times})
-        assert time.monotonic() - began < 3 * float(times["WALE_FETCH_DEADLINE"]) + 10
+        assert time.monotonic() - began < 3 * float(times["WALE_FETCH_DEADLINE"]) + 30
         for secret in filter(None, (*secrets_of(environ), "AUTH_tk", "Bearer")):
             assert secret not in result.stdout + result.stderr, (secret, result)
         return result, records(result.stderr)

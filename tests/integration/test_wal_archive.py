@@ -47,7 +47,7 @@ class Resident:
 
     def ends(self, signum: int) -> int:
         self.process.send_signal(signum)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
 
 @pytest.fixture
@@ -143,11 +143,11 @@ class TestWithAServer:
         settled(server)
         store.rename(store.with_name("away"))
         server.run([*LOAD, "-t", "20"])
-        wait_until(lambda: resident.said("WAL files wait to be archived"), "the alarm", timeout_s=20)
+        wait_until(lambda: resident.said("WAL files wait to be archived"), "the alarm")
         server.wait_for("select failed_count > 0 from pg_stat_archiver")
         store.with_name("away").rename(store)
         settled(server)
-        wait_until(lambda: resident.said("within its limit"), "the end of the alarm", timeout_s=20)
+        wait_until(lambda: resident.said("within its limit"), "the end of the alarm")
         assert every_file_is_stored_as_it_is(server, store) > 10
         stories = [record.message for record in resident.records() if record.level != "INFO"]
         assert [re.sub(r"\d+.*", "N", story) for story in stories] == [
@@ -290,9 +290,10 @@ class TestBesideABuiltDirectory:
                 assert wal_push(name).returncode == 0
                 asked.append(name)
                 mark = data_directory / "pg_wal/archive_status" / f"{name}.ready"
-                mark.rename(mark.with_suffix(".done"))
+                with contextlib.suppress(FileNotFoundError):  # marked when the question took long to come: the server warns, and goes on
+                    mark.rename(mark.with_suffix(".done"))
         assert stored(tmp_path) == names
-        assert len(asked) <= 5, asked  # three are pushed at a time, in a tenth of a second
+        assert len(asked) <= len(names) / 2, asked  # five where nothing else runs: three are pushed at a time, in a tenth of a second
 
     def test_a_file_that_changed_since_is_pushed_again_and_refused(self, resident, ready, segment, wal_push, data_directory):
         ready(seg(1))
@@ -356,7 +357,7 @@ class TestBesideABuiltDirectory:
         ready(seg(1))
         started = time.monotonic()
         result = wal_push(seg(1), WALE_PUSH_DEADLINE="1")
-        assert 1 <= time.monotonic() - started < 5
+        assert 1 <= time.monotonic() - started < 60  # the archiver itself has five minutes
         (record,) = records(result.stderr)
         assert (result.returncode, record.error, record.message) == (1, "StoreUnavailable", "the directory of the store went away")
 
@@ -454,9 +455,11 @@ class TestBesideABuiltDirectory:
         status.rmdir()
         archiver = resident().ready()
         status.mkdir()
-        time.sleep(2)  # it listed the new directory by now: what comes next is news
-        ready(seg(1))
-        wait_until(lambda: status_of(data_directory, seg(1)) == "done", "it works, long before it lists", timeout_s=8)
+        began = time.monotonic()
+        for name in map(seg, range(1, 6)):
+            ready(name)
+            wait_until(lambda name=name: status_of(data_directory, name) == "done", "it works")
+        assert time.monotonic() - began < 30, "each is news, and does not wait for the next look around, ten seconds later"
         assert [record for record in archiver.records() if record.level != "INFO"] == []
 
     def test_a_store_that_is_not_there_yet_is_waited_for(self, resident, ready, data_directory, tmp_path):

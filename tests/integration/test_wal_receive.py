@@ -93,7 +93,7 @@ def heard(process, words):
 def ended(process, status):
     """Ask a process to end, and return its stderr."""
     process.terminate()
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == status, stderr
     return stderr
 
@@ -345,7 +345,7 @@ def test_what_was_lost_for_good_is_an_error_until_the_gap_is_accepted(site):
     assert not (site.server.data / "pg_wal" / between(first, last)[1]).exists()
     for _ in range(2):
         with site.receiving(ends=False) as process:
-            _, stderr = process.communicate(timeout=30)
+            _, stderr = process.communicate(timeout=60)
             errors = [record for record in records(stderr) if record.level == "ERROR"]
             assert process.returncode == 2 and [record.error for record in errors] == ["WalGap"], stderr
             assert between(first, last)[1] in errors[0].message
@@ -406,7 +406,7 @@ def test_a_history_that_left_what_was_received_is_refused(site, standby):
     standby.promote()
     standby.psql("select pg_switch_wal()")
     with site.receiving(source=standby, ends=False) as process:
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=60)
     errors = [record for record in records(stderr) if record.level == "ERROR"]
     assert process.returncode == 2 and [record.error for record in errors] == ["WalGap"], stderr
     assert "history does not contain" in errors[0].message
@@ -488,10 +488,10 @@ def test_another_cluster_is_refused(site, make_server):
     other = make_server(wal_segsize_mb=16)
     other.start()
     with site.receiving(source=other, ends=False) as process:
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2 and "different clusters" in stderr
     with site.receiving(source=other, directory=site.server.directory / "new", ends=False) as process:
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2 and "this prefix belongs to another cluster" in stderr
     assert other.psql("select count(*) from pg_replication_slots") == "0"
 

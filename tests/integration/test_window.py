@@ -58,7 +58,7 @@ def rows(server, number):
 @pytest.fixture(scope="module")
 def lived(make_shared_server):
     server = make_shared_server()
-    store = archive_into_store(server, max_prepared_transactions="5")
+    store = archive_into_store(server, max_prepared_transactions="5", autovacuum="off")  # each transaction is to be known
     server.psql("create table t (n int, filler text)")
     xids = {"before all": rows(server, 1000)}
     server.wal_e("backup-push", str(server.data), "--fast")

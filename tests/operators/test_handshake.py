@@ -169,12 +169,13 @@ class TestAnswers:
 
     def test_nobody_waits_for_ever(self, pg_wal, segment, monkeypatch):
         monkeypatch.setattr(handshake, "SLACK_S", 0.0)
+        monkeypatch.setattr(handshake, "SILENCE_S", 60)
         settings = Settings({**ENVIRON, "WALE_PUSH_DEADLINE": "0.001"})
         with impostor(pg_wal, message("1", "working", "Busy.") * 1000 + b"..."):
             started = time.monotonic()
             with pytest.raises(StoreUnavailable, match="in time"):
                 pushed_by_archiver(settings, segment(SEG))
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 30
 
 
 class TestTheClientDoesTheWorkItself:
@@ -252,13 +253,14 @@ class TestRobustness:
         assert station.asked == []
         assert pushed_by_archiver(settings, segment(SEG))
 
-    def test_a_message_too_long_is_not_waited_for(self, open_station, pg_wal):
+    def test_a_message_too_long_is_not_waited_for(self, open_station, pg_wal, monkeypatch):
+        monkeypatch.setattr(archiver_station, "REQUEST_S", 60)
         open_station(pg_wal, ("stored",))
         with raw_client(pg_wal) as client:
             started = time.monotonic()
             client.sendall(b"\0\x02\0\0")
             assert is_hung_up(client)
-            assert time.monotonic() - started < archiver_station.REQUEST_S
+            assert time.monotonic() - started < 30
 
     def test_a_client_that_says_nothing_is_sent_away_and_holds_up_nobody(self, open_station, pg_wal, segment, settings, monkeypatch):
         monkeypatch.setattr(archiver_station, "REQUEST_S", 0.2)

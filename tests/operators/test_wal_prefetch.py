@@ -14,7 +14,7 @@ from fix_postgres import wait_until
 from wal_e.archive import layout
 from wal_e.blobstore.memory import MemoryStore
 from wal_e.errors import DamageError, WaleError
-from wal_e.operators import prefetch_window, wal_prefetch
+from wal_e.operators import prefetch_directory, prefetch_window, wal_prefetch
 from wal_e.operators.prefetch_directory import PrefetchDirectory, note_absence, take
 from wal_e.operators.wal_prefetch import prefetch, promote, start_prefetching
 from wal_e.operators.wal_push import push
@@ -81,13 +81,13 @@ def background(archive, pg_wal, monkeypatch):
 
     yield start
     for thread in threads:
-        thread.join(20)
+        thread.join(30)
         assert not thread.is_alive()
     assert errors == []
 
 
 def becomes_ready(directory, *names):
-    wait_until(lambda: directory.segments() == sorted(names), f"{names} are ready", timeout_s=10)
+    wait_until(lambda: directory.segments() == sorted(names), f"{names} are ready")
 
 
 def put_as(archive, name, content):
@@ -101,7 +101,7 @@ def test_it_stays_within_its_count_goes_along_with_the_server_and_ends_where_the
         assert promote(name, destination)
         with open(destination, "rb") as stream:
             assert stream.read() == build_wal.build_segment(name)
-    running.join(10)
+    running.join(30)
     assert not running.is_alive()
     assert os.listdir(directory.running) == []
 
@@ -119,7 +119,7 @@ def test_it_leaves_room_on_the_file_system(background, directory, monkeypatch):
     monkeypatch.setattr(wal_prefetch, "IDLE_WITHOUT_SERVER_S", 0.3)
     monkeypatch.setattr(wal_prefetch, "download", lambda *_: pytest.fail("something was fetched"))
     monkeypatch.setattr(prefetch_window, "FREE_SEGMENTS", 1 << 50)
-    background(SEG, 8).join(10)
+    background(SEG, 8).join(30)
     assert directory.segments() == []
 
 
@@ -198,7 +198,7 @@ def test_it_ends_with_the_server_and_tidies_up(background, directory, server_pro
     becomes_ready(directory, *NAMES[:2])
     server_process.kill()
     server_process.wait()
-    running.join(10)
+    running.join(30)
     assert directory.segments() == []
 
 
@@ -207,7 +207,7 @@ def test_it_ends_with_the_recovery_and_tidies_up(background, directory, data_dir
     running = background(NAMES[-2], 8)
     becomes_ready(directory, *NAMES[-2:])
     (data_directory / "recovery.signal").unlink()
-    running.join(10)
+    running.join(30)
     assert directory.segments() == []
 
 
@@ -218,20 +218,20 @@ def test_it_ends_when_the_last_segment_of_the_archive_was_taken(background, dire
     becomes_ready(directory, NAMES[-1])
     assert running.is_alive()
     assert promote(NAMES[-1], destination)
-    running.join(10)
+    running.join(30)
 
 
 def test_it_ends_when_another_server_was_started(background, directory, data_directory, server_process):
     running = background(SEG, 2)
     becomes_ready(directory, *NAMES[:2])
     (data_directory / "postmaster.pid").write_text("1\n")
-    running.join(10)
+    running.join(30)
     assert directory.segments() == []
 
 
 def test_it_ends_when_nobody_takes_anything_and_there_is_no_server(background, directory, monkeypatch):
     monkeypatch.setattr(wal_prefetch, "IDLE_WITHOUT_SERVER_S", 0.3)
-    background(SEG, 2).join(10)
+    background(SEG, 2).join(30)
     assert directory.segments() == []
 
 
@@ -239,7 +239,7 @@ def test_it_ends_when_its_directory_is_removed(background, directory, pg_wal, se
     running = background(SEG, 2)
     becomes_ready(directory, *NAMES[:2])
     os.rename(pg_wal / ".wal-e", pg_wal.parent / "away")
-    running.join(10)
+    running.join(30)
     assert not (pg_wal / ".wal-e").exists()
 
 
@@ -295,7 +295,8 @@ def test_what_a_predecessor_left_is_used_or_removed(background, directory, serve
     directory.ask_for(NEVER)
 
 
-def test_a_segment_is_taken_as_soon_as_it_is_ready(background, directory, destination, server_process):
+def test_a_segment_is_taken_as_soon_as_it_is_ready(directory, destination, monkeypatch):
+    monkeypatch.setattr(prefetch_directory, "PATIENCE_S", 60)
     directory.announce(SEG)
     lock = directory.lock()
     written = os.path.join(directory.running, SEG, "tmp")
@@ -310,14 +311,15 @@ def test_a_segment_is_taken_as_soon_as_it_is_ready(background, directory, destin
 
 
 @pytest.mark.parametrize("dies_after_s", [0, 0.2])
-def test_nobody_waits_for_a_download_that_nobody_goes_on_with(directory, destination, dies_after_s):
+def test_nobody_waits_for_a_download_that_nobody_goes_on_with(directory, destination, dies_after_s, monkeypatch):
+    monkeypatch.setattr(prefetch_directory, "PATIENCE_S", 60)
     directory.announce(SEG)
     write(os.path.join(directory.running, SEG, "tmp"), b"half")
     death = threading.Timer(dies_after_s, os.close, [directory.lock()])
     before = time.monotonic()
     death.start()
     assert not take(SEG, destination)
-    assert time.monotonic() - before < 1.5
+    assert time.monotonic() - before < 30
     death.join()
 
 
