@@ -136,11 +136,22 @@ def meaning(answer: Answer, request: Request) -> StoreError:
         return StoreMisconfigured(message.format(**request._asdict()), answer.shown, hint)
     if code in _FORBIDDEN or status in (401, 403):
         return StoreForbidden(f"Azure does not allow to {request.operation} {url}", answer.shown, _FORBIDDEN.get(code, ""))
+    if status < 300:
+        return not_azure(request)
     if status == 404:
         return StoreError(f"{url} was not found, but not by Azure", f"{answer.shown} Azure would say what it did not find.", "Look for a proxy in between.")
     if request.operation == READ and code in ("ConditionNotMet", "TargetConditionNotMet"):
         return StoreError(f"{url} was replaced while it was read", answer.shown)
     return StoreError(f"Azure could not {request.operation} {url}", answer.shown)
+
+
+def not_azure(request: Request) -> StoreError:
+    """The error that means an answer in another language than the service's."""
+    return StoreError(
+        f"Azure could not {request.operation} {request.url}",
+        "The answer is none of Azure's.",
+        "Check the endpoint, if one is set, and for a proxy that answers in its place.",
+    )
 
 
 def _busy(answer: Answer, request: Request) -> StoreUnavailable:

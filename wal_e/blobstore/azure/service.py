@@ -20,7 +20,7 @@ from urllib3.exceptions import HTTPError
 
 from wal_e.blobstore.azure.auth import access
 from wal_e.blobstore.azure.blocks import BLOCK_MARK, BlockUpload
-from wal_e.blobstore.azure.errors import CREATE, DELETE, LIST, READ, WRITE, Answer, Request, code_of, explained, meaning
+from wal_e.blobstore.azure.errors import CREATE, DELETE, LIST, READ, WRITE, Answer, Request, code_of, explained, meaning, not_azure
 from wal_e.blobstore.base import Blob, Leftover
 from wal_e.blobstore.service import CREATE as CREATING
 from wal_e.blobstore.service import Opened, Page, Service, content_type
@@ -88,6 +88,8 @@ class AzureService(Service):
 
     def stat(self, key: str) -> Blob:
         properties = self.properties(key)
+        if properties.last_modified is None:
+            raise not_azure(self._asked(READ, key))
         return Blob(key, properties.size, properties.last_modified)
 
     def page(self, prefix: str, following: str | None) -> Page:
@@ -96,6 +98,8 @@ class AzureService(Service):
             found = list(next(pages, ()))
         except AzureError as error:
             raise self.explained(error, LIST, prefix) from None
+        except ValueError:  # the library's, of an answer that is no listing
+            raise not_azure(self._asked(LIST, prefix)) from None
         blobs = [Blob(one.name[len(self._prefix) :], one.size, one.last_modified) for one in found if not _is_directory(one)]
         return Page(blobs, pages.continuation_token or None)
 
@@ -123,6 +127,8 @@ class AzureService(Service):
                     yield Leftover(one.name, f"an unfinished upload of {self.url}/{key}", size, one.last_modified or datetime.now(UTC))
         except AzureError as error:
             raise self.explained(error, LIST, "") from None
+        except ValueError:  # the library's, of an answer that is no listing
+            raise not_azure(self._asked(LIST, "")) from None
 
     def discard(self, leftover: Leftover) -> None:
         try:

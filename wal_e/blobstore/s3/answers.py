@@ -73,6 +73,13 @@ def absent(asked: Asked, said: str) -> BlobNotFound:
     return BlobNotFound(f"there is no {asked.url}", said)
 
 
+def not_s3(asked: Asked) -> StoreError:
+    """The error for a success in another language than S3's, as a page for people is one."""
+    return StoreError(
+        f"could not {asked.verb} {asked.url}", "The answer is none of S3's.", "Check WALE_S3_ENDPOINT, and for a proxy that answers in its place."
+    )
+
+
 def no_bucket(asked: Asked, said: str) -> StoreMisconfigured:
     """The error for a bucket that does not exist."""
     return StoreMisconfigured(

@@ -11,7 +11,7 @@ from threading import Lock
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from wal_e.blobstore.s3.answers import Refused, absent, no_bucket
+from wal_e.blobstore.s3.answers import Refused, absent, no_bucket, not_s3
 from wal_e.blobstore.s3.client import check_ca_file, is_amazon, new_client, parse_endpoint
 from wal_e.blobstore.s3.errors import explained
 from wal_e.errors import BlobExists, BlobNotFound, StoreError
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 LOG = Logger(__name__)
 
 PROBE_BYTES = 64 << 10
+SIGNS = {  # one of these is in each answer of S3, and in no page that something else sends in its place
+    "list_objects_v2": ("Name", "IsTruncated"),
+    "list_multipart_uploads": ("Bucket", "IsTruncated", "Uploads"),
+    "head_object": ("LastModified",),
+    "get_object": ("ETag",),
+    "put_object": ("ETag",),
+    "upload_part": ("ETag",),
+}
 
 
 class Bucket:
@@ -52,6 +60,8 @@ class Bucket:
             answer: dict[str, Any] = getattr(client, operation)(Bucket=self.name, **parameters)
         except (BotoCoreError, ClientError, ValueError) as error:
             raise explained(error, asked) from None
+        if operation in SIGNS and not any(sign in answer for sign in SIGNS[operation]):
+            raise not_s3(asked)
         self._seen = True
         return answer
 
