@@ -85,7 +85,7 @@ def advice(fetched: Fetched, target: str, prefix: str, options: Mapping[str, str
     settings = recovery_settings(fetched.major, restore_command(prefix, options))
     lines = f"# {target} is restored. To recover it from the archive, run this and start the server:\n{render_advice(settings, target)}"
     if not prefix.startswith("file:") and "envdir" not in options:
-        lines += "# The server needs the store's credentials in its environment, or restore_command an --envdir that has them.\n"
+        lines += "# The server needs the store's settings and credentials in its environment, or restore_command an --envdir that has them.\n"
     if fetched.in_place_tablespaces:
         conf = shlex.quote(os.path.join(target, "postgresql.auto.conf"))
         lines += "# Its tablespaces are directories in pg_tblspc, which recovery takes for damage without this (since August 2022):\n"

@@ -188,7 +188,7 @@ def _require_startable(job: _Job, absent: tuple[str, ...]) -> None:
 def _credentials(context: Context) -> str:
     if context.settings.prefix.startswith("file:") or "envdir" in context.options:
         return ""
-    return "The server needs the store's credentials in its environment, or wal-e an --envdir that has them."
+    return "The server needs the store's settings and credentials in its environment, or wal-e an --envdir that has them."
 
 
 COMMANDS = (restore,)
