@@ -347,11 +347,12 @@ def test_a_diverged_copy_becomes_whole_again_and_its_links_stay(copy, major):
     copy.server.run(["mv", copy.data / "pg_wal", wal])
     (copy.data / "pg_wal").symlink_to(wal)
     give_to_server_user(copy.data / "pg_wal")
+    over = ("--delta", "--unarchived-wal", "remove")
     with unchanged(copy.data, copy.space, wal):
-        assert "fetch " in copy.restore("--delta", "--dry-run", spaces=()).stdout
+        assert "fetch " in copy.restore(*over, "--dry-run", spaces=()).stdout
     assert later.exists()
     assert third.is_dir()
-    copy.restore("--delta", spaces=())
+    copy.restore(*over, spaces=())
     assert not later.exists()
     assert not third.exists()
     assert (copy.data / "pg_wal").readlink() == wal
