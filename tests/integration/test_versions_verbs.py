@@ -396,7 +396,7 @@ def test_a_tablespace_inside_of_the_data_directory_comes_along_and_back(make_ser
     server.stop()
     place = make_place(major)
     place.environ |= {name: value for name, value in server.environ.items() if name.startswith("WALE_")}
-    for options in ([], ["--delta"]):
+    for options in ([], ["--delta", "--unarchived-wal", "remove"]):
         place.wal_e("restore", str(place.data), *options)
         place.start(archive_mode="off")
         place.wait_for("select not pg_is_in_recovery()")
