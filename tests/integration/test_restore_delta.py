@@ -144,6 +144,21 @@ def test_a_crashed_and_damaged_server_comes_back_with_its_last_transaction(make_
     assert server.psql("select count(*), min(n) from t") == "3002|-1"
 
 
+@pytest.mark.parametrize("major", [pytest.param(major, marks=() if major in (10, 18) else pytest.mark.slow) for major in range(10, 19)])
+def test_a_server_that_was_shut_down_and_archived_all_leaves_no_question(make_server, major):
+    server = make_server(major=major, wal_segsize_mb=16 if major == 10 else 1)
+    archive_into_store(server)
+    server.psql("create table t as select 1 as n")
+    server.wal_e("backup-push", str(server.data), "--fast")
+    server.psql("insert into t values (2)")
+    server.stop()
+    wal_e = Watched(server)
+    succeeded(wal_e("restore", str(server.data), "--delta"))
+    server.start()
+    server.wait_for("select not pg_is_in_recovery()")
+    assert server.psql("select sum(n) from t") == "3"
+
+
 def test_a_restore_that_was_killed_goes_on_where_it_was(target):
     held = target.data / "global" / "pg_control.wal-e-restore"
     env = fake_lzop(target.origin.server, WAITING.format(held=str(held)))
