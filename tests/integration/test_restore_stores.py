@@ -294,7 +294,7 @@ def test_a_store_that_comes_back_is_waited_for(stocks, store, make_place):
     stock = stocks(store)
     stall = Stall(after=20_000)
     with FaultProxy(stock.network.port) as proxy:
-        proxy.add(Rule(stall, path=PARTITION, limit=1))
+        proxy.add(Rule(stall, path=PARTITION))
         place = Place(stock, make_place(), proxy.port)
         with Watched(place.server).started(*place.words("restore")) as restore:
             wait_until(lambda: stall.reached.is_set() or restore.poll() is not None, "a partition is on its way")
