@@ -19,6 +19,7 @@ from fix_network import NETWORKS, Network
 from fix_postgres import Server, bindir, wait_until
 
 SHORT = {"WALE_FETCH_DEADLINE": "2", "WALE_PUSH_DEADLINE": "2", "WALE_CONNECT_TIMEOUT": "1", "WALE_READ_TIMEOUT": "1"}
+ON_EVERY_STORE = pytest.mark.parametrize("store", [pytest.param(name, marks=() if name == "s3" else pytest.mark.slow) for name in NETWORKS])
 KINDS = ["end", "time", "xid", "lsn", "name", "immediate"]
 
 
@@ -146,7 +147,7 @@ class Place:
         return {name: backup[name] for name in ("last_verify", "last_drill")}
 
 
-@pytest.mark.parametrize("store", NETWORKS)
+@ON_EVERY_STORE
 def test_every_verb_of_restoring_comes_through_a_network_that_breaks(stocks, store, make_place):
     stock = stocks(store)
     with FaultProxy(stock.network.port) as proxy:
@@ -289,7 +290,7 @@ def test_a_store_that_is_away_is_told_in_time_and_nothing_is_held_against_the_ba
     assert place.is_whole()
 
 
-@pytest.mark.parametrize("store", [pytest.param("s3"), *(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name != "s3")])
+@ON_EVERY_STORE
 def test_a_store_that_comes_back_is_waited_for(stocks, store, make_place):
     stock = stocks(store)
     stall = Stall(after=20_000)

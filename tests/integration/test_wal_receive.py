@@ -272,6 +272,7 @@ def test_segments_wait_while_the_store_is_away_and_the_log_says_so_once(site):
         site.tells(process, "received segments wait")
         away.rename(site.store)
         site.is_stored(last)
+        site.tells(process, "the store is back after")
         wait_until(lambda: len(list(site.spool.glob("0*"))) <= 2, "the directory is cleared")
     site.has_no_gap(first, last)
     assert [text for text in messages(site.logged, "WARNING") if "is away" in text] == ["the store is away; trying again until it is back"]
