@@ -564,6 +564,7 @@ def test_a_network_store_that_is_away_is_waited_for_and_told_once(make_server):
                 wait_until(lambda: (spool / last).exists(), "it is received")
                 said = heard(process, "the store is away")
             is_stored(last)
+            said += heard(process, "the store is back after")
             logged = records(at_start + said + ended(process, -signal.SIGTERM))
     assert messages(logged, "WARNING") == 2 * ["the store is away; trying again until it is back"]
     assert len([text for text in messages(logged, "INFO") if text.startswith("the store is back")]) == 2
