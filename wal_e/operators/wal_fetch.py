@@ -13,6 +13,7 @@ import os
 from wal_e.archive import layout
 from wal_e.errors import BlobNotFound, DamageError, StoreUnavailable, WaleError, WalRefused, local_error
 from wal_e.log import Logger
+from wal_e.pids import is_running
 from wal_e.postgres.recovery import requested_role
 from wal_e.postgres.wal import wal_kind
 from wal_e.postgres.wal_file import inspect, system_identifier_around
@@ -62,20 +63,10 @@ def _remove_abandoned(destination: str) -> None:
     try:
         for entry in os.scandir(os.path.dirname(destination) or "."):
             pid = entry.name[len(ours) : -len(_END)] if entry.name.startswith(ours) and entry.name.endswith(_END) else ""
-            if pid.isdecimal() and not _is_running(int(pid)):
+            if pid.isdecimal() and not is_running(int(pid)):
                 os.unlink(entry.path)
     except OSError:  # whatever is wrong with the directory is told by who writes there
         pass
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 def _require_own_wal(archive: Archive, name: str, destination: str) -> None:

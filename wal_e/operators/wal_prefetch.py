@@ -17,6 +17,7 @@ from wal_e.log import Logger
 from wal_e.operators.prefetch_directory import PrefetchDirectory, move
 from wal_e.operators.prefetch_window import PrefetchWindow
 from wal_e.operators.wal_fetch import download, flush
+from wal_e.pids import is_running
 from wal_e.postgres.recovery import requested_role
 from wal_e.postgres.wal import next_segment, wal_kind
 
@@ -194,13 +195,7 @@ class _Server:
             return False
         if self._read() != self._pid or (self._role is not None and requested_role(self._directory) is None):
             return True
-        try:
-            os.kill(self._pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return False
+        return not is_running(self._pid)
 
     def _read(self) -> int | None:
         try:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 from wal_e.errors import LocalFileError, LockHeld, NotACluster, UsageError, local_error
 from wal_e.log import Logger
+from wal_e.pids import is_running
 from wal_e.postgres import files
 from wal_e.postgres.control import ControlFile, read_control
 from wal_e.record import NamedTuple
@@ -106,7 +107,7 @@ def read_postmaster(data_directory: str) -> Postmaster | None:
             f"{file} begins with {text[:40]!r}.",
             "A server that is just starting writes it in a moment: run it again. If no server uses this directory, remove the file.",
         ) from None
-    return found if _is_alive(pid) else None
+    return found if is_running(pid) else None
 
 
 @contextlib.contextmanager
@@ -171,13 +172,3 @@ def _read_text(file: str) -> str | None:
         return None
     except OSError as error:
         raise local_error(error, f"reading {file}") from error
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
